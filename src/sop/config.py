@@ -1,0 +1,208 @@
+"""The configuration of a run: frozen dataclasses, checked when they are made. Standard library only.
+
+Every field has its unit and the meaning of its extremes. Whole configurations are in `sop.presets`;
+`sop run --set learner.lr=1e-4` changes one value.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RobotConfig:
+    """Which robots, and what they are asked to do."""
+
+    kind: str
+    """Name in `sop.robots.ROBOTS`."""
+    fleet_tasks: tuple[str, ...]
+    """Tasks that the fleet works on."""
+    held_out_tasks: tuple[str, ...] = ()
+    """Tasks that live in the offline buffer only; evaluated to see whether generality is kept."""
+    image_size: int = 64
+    """Height and width of every camera image, pixels."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.fleet_tasks), "robot.fleet_tasks must name at least one task")
+        both = set(self.fleet_tasks) & set(self.held_out_tasks)
+        _require(not both, f"robot.held_out_tasks must not be fleet tasks, got {sorted(both)} in both")
+
+    @property
+    def all_tasks(self) -> tuple[str, ...]:
+        """Fleet tasks, then held-out tasks."""
+        return self.fleet_tasks + self.held_out_tasks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperatorConfig:
+    """When the stand-in for a person takes over and when it hands back (see `sop.operators.stand_in`)."""
+
+    kind: str = "stand_in"
+    """Name in `sop.operators.OPERATORS`; `none` leaves the robots alone."""
+    deviation: float = 0.8
+    """Distance between the policy's and the expert's action that alarms the operator: norm of the
+    displacement's difference plus half of the gripper's, in action units."""
+    reaction_steps: int = 8
+    """Steps that the deviation has to last before the operator has reacted (0.4 s at 20 Hz)."""
+    stall_steps: int = 40
+    """Steps without progress after which the operator takes over."""
+    min_steps: int = 24
+    """Shortest correction, steps."""
+    max_steps: int = 60
+    """Longest correction, steps, before the operator hands back whatever happened."""
+    recovery: float = 0.3
+    """Progress that has to be made during a correction before the operator hands back."""
+    max_hand_backs: int = 2
+    """After this many hand-backs in an episode the operator keeps control to the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetConfig:
+    """How many robots act, and how fast their time runs."""
+
+    num_actors: int = 4
+    speed: float = 1.0
+    """Robot seconds per wall-clock second; 1 is real time, 0 runs as fast as the machine can."""
+    episodes: int | None = 128
+    """Collect this many episodes (aborted ones not counted), then finish; None runs until stopped."""
+    minutes: float | None = None
+    """Stop collecting after this wall-clock time; None for no limit."""
+    time_factor: float = 1.6
+    """Training episodes may last this many times the task's evaluation horizon: a corrected attempt takes longer."""
+    reset_s: float = 1.0
+    """Robot time between two episodes in which the scene is put back, seconds."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_actors >= 0, f"fleet.num_actors must be 0 or more, got {self.num_actors}")
+        _require(self.speed >= 0, f"fleet.speed must be 0 or more, got {self.speed}")
+        _require(self.episodes is None or self.episodes > 0, f"fleet.episodes must be positive, got {self.episodes}")
+        _require(self.time_factor >= 1, f"fleet.time_factor must be at least 1, got {self.time_factor}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyConfig:
+    """Which policy is trained."""
+
+    kind: str = "flow_vla"
+    """Name in `sop.policies.POLICIES`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of that class, see its `Settings`; what is not named keeps its default."""
+    execution_horizon: int = 8
+    """Steps executed before the next inference."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerConfig:
+    """The adaptive sampler (SOP section on task-balanced, loss-adaptive sampling; defaults in spec A.6)."""
+
+    alpha: float = 1.5
+    """Preference for online data at equal loss; above 1."""
+    scale: Literal["ratio", "raw"] = "ratio"
+    """`ratio` divides both mean losses by their average before the sigmoid; `raw` is the paper's formula."""
+    window: int = 200
+    """W: learner steps over which losses are averaged."""
+    min_entries: int = 20
+    """Until both sides have this many entries the online share is 0.5."""
+    min_share: float = 0.2
+    max_share: float = 0.8
+    """The online share is kept in [min_share, max_share]."""
+    min_online_starts: int = 100
+    """With fewer window starts online, a task is drawn offline only."""
+
+    def __post_init__(self) -> None:
+        _require(self.scale in ("ratio", "raw"), f"sampler.scale must be ratio or raw, got {self.scale!r}")
+        _require(self.alpha > 0, f"sampler.alpha must be positive, got {self.alpha}")
+        _require(
+            0 <= self.min_share <= self.max_share <= 1,
+            f"sampler.min_share and max_share must satisfy 0 <= min <= max <= 1, got {self.min_share}, {self.max_share}",
+        )
+        _require(self.window >= 1, f"sampler.window must be at least 1, got {self.window}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """How the base policy (version 0) is made from lab demonstrations."""
+
+    demonstrations_per_task: int = 20
+    steps: int = 400
+    batch_size: int = 64
+    lr: float = 1e-3
+    """Peak learning rate; warm-up, then cosine to zero."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerConfig:
+    """The learner's loop."""
+
+    batch_size: int = 64
+    lr: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int = 20
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.99
+    """Decay of the moving average of the weights, which is what is published; 0 publishes the weights."""
+    freeze: str = ""
+    """Regular expression: parameters whose name it matches are not trained."""
+    publish_every: int = 25
+    """Learner steps between two published policies."""
+    checkpoint_every: int = 200
+    """Learner steps between two checkpoints."""
+    max_draws_per_start: float = 8.0
+    """Pause when every online window start has been drawn this often on average; 0 never pauses."""
+    cooldown_steps: int = 150
+    """Steps after the last episode, with the learning rate lowered."""
+    cooldown_lr_factor: float = 0.4
+    prefetch: int = 2
+    """Batches that are prepared ahead."""
+    threads: int = 1
+    """Processor threads of the learner while the fleet runs beside it."""
+    keep_policies: int = 50
+    """Newest published policies whose tensors are kept; manifests are kept for ever."""
+    max_skipped_steps: int = 3
+    """Steps in a row with a loss or gradient that is not finite, before the learner stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "publish_every", "checkpoint_every", "threads", "prefetch", "keep_policies"):
+            _require(getattr(self, name) >= 1, f"learner.{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.lr > 0, f"learner.lr must be positive, got {self.lr}")
+        _require(0 <= self.ema < 1, f"learner.ema must be in [0, 1), got {self.ema}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """How policies are judged: deployment scenes, no operators, fixed seeds that training never uses."""
+
+    episodes_per_task: int = 50
+    """For the base and the final policy, and for the expert."""
+    progress_episodes_per_task: int = 10
+    """For versions that are evaluated while the fleet runs; 0 for none."""
+    first_seed: int = 1_000_000
+    """Episode i of a task is reset with seed first_seed + i (progress evaluations use other seeds)."""
+    workers: int = 2
+    """Processes for the base and final evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole run."""
+
+    preset: str
+    robot: RobotConfig
+    seed: int = 0
+    algorithm: str = "hg_dagger"
+    """Name in `sop.algorithms.ALGORITHMS`."""
+    algorithm_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the algorithm; what is not named keeps its default."""
+    operator: OperatorConfig = OperatorConfig()
+    fleet: FleetConfig = FleetConfig()
+    policy: PolicyConfig = PolicyConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()

@@ -1,0 +1,200 @@
+"""Episodes as bytes: one Arrow IPC file with one row per step, JPEG frames, and a JSON header in the schema.
+
+    encode(episode)       -> bytes            content_hash(bytes) is the episode's id
+    decode(bytes)         -> Episode          everything checked, every frame decoded
+    EncodedEpisode(bytes) -> facts at once, single frames on demand (what the batch loader uses)
+
+Bytes from outside go through `decode` once (at ingest); `EncodedEpisode` trusts bytes that went through it.
+No pickle: Arrow columns of plain types, no extension types, no object arrays.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import blake3
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import simplejpeg
+
+from sop.core.episode import SCHEMA_VERSION, Controller, Episode, Intervention, Outcome
+from sop.core.errors import InvalidRecord
+
+JPEG_QUALITY = 95
+"""Loss of JPEG at 64 px is below the policy's random shift; 90 shows ringing on thin handles."""
+MAX_EPISODE_BYTES = 2 << 30
+"""Larger objects are refused before anything is allocated for them."""
+MAX_FRAME_PIXELS = 4096 * 4096
+_HEADER = b"sop.episode"
+_IMAGE = "image."
+_COLUMNS = ("state", "action", "policy_action", "proposed", "controller", "monotonic_ns")
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The JSON part of an encoded episode: one value per episode instead of one per step."""
+
+    schema_version: int
+    actor_id: str
+    sequence: int
+    robot: str
+    task: str
+    instruction: str
+    policy_version: int | None
+    start_utc_ns: int
+    end_utc_ns: int
+    outcome: Outcome
+    truncated: bool
+    interventions: tuple[Intervention, ...]
+
+
+def content_hash(data: bytes) -> str:
+    """Content hash of stored bytes: 32 hexadecimal digits of BLAKE3."""
+    return str(blake3.blake3(data).hexdigest(length=16))
+
+
+def encode(episode: Episode) -> bytes:
+    """Serialise an episode. Frames lose what JPEG loses; everything else is exact."""
+    header = Header(**{name: getattr(episode, name) for name in Header.__struct_fields__})
+    columns: dict[str, pa.Array] = {}
+    for camera, images in episode.images.items():
+        frames = [simplejpeg.encode_jpeg(np.ascontiguousarray(frame), JPEG_QUALITY) for frame in images]
+        columns[_IMAGE + camera] = pa.array(frames, pa.binary())
+    for name in _COLUMNS:
+        columns[name] = _column(getattr(episode, name))
+    schema = pa.schema(
+        [pa.field(name, column.type) for name, column in columns.items()],
+        metadata={_HEADER: msgspec.json.encode(header)},
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def decode(data: bytes) -> Episode:
+    """Read and check an episode, every frame included.
+
+    Raises:
+        InvalidRecord: the bytes are not a whole, valid episode; names the field and the step.
+    """
+    encoded = EncodedEpisode(data, trusted=False)
+    images = {camera: encoded.frames(camera) for camera in encoded.cameras}
+    fields: dict[str, Any] = {name: getattr(encoded.header, name) for name in Header.__struct_fields__}
+    fields |= {name: encoded.column(name) for name in _COLUMNS}
+    return Episode(images=images, **fields)
+
+
+class EncodedEpisode:
+    """An episode that stays encoded: columns without a copy, frames decoded one at a time.
+
+    Args:
+        data: the stored bytes; kept as long as this object lives.
+        trusted: the bytes passed `decode` before; skips the full validation of the Arrow buffers.
+
+    Raises:
+        InvalidRecord: the container or its header cannot be read.
+    """
+
+    def __init__(self, data: bytes, *, trusted: bool = True) -> None:
+        if len(data) > MAX_EPISODE_BYTES:
+            raise InvalidRecord("episode", f"{len(data)} bytes, at most {MAX_EPISODE_BYTES} are accepted")
+        self.num_bytes = len(data)
+        self._batch = _read_container(data, trusted)
+        self.header = _read_header(self._batch.schema.metadata)
+        names = self._batch.schema.names
+        self.cameras = tuple(name.removeprefix(_IMAGE) for name in names if name.startswith(_IMAGE))
+        missing = [name for name in _COLUMNS if name not in names]
+        if missing:
+            raise InvalidRecord(missing[0], "column is missing")
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return int(self._batch.num_rows)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """A per-step field of `Episode` as a read-only array [T] or [T, n]."""
+        column = self._batch.column(name)
+        if column.null_count:
+            raise InvalidRecord(name, "holds empty cells")
+        if pa.types.is_fixed_size_list(column.type):
+            if column.values.null_count:
+                raise InvalidRecord(name, "holds empty cells")
+            width = column.type.list_size
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            return np.asarray(flat.reshape(len(column), width))
+        if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
+            raise InvalidRecord(name, f"unexpected column type {column.type}")
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+
+    def frame(self, camera: str, step: int) -> npt.NDArray[np.uint8]:
+        """One image [h, w, 3], decoded now.
+
+        Raises:
+            InvalidRecord: no such camera, or the frame's bytes are not a JPEG of an acceptable size.
+        """
+        field = f"images.{camera}"
+        if camera not in self.cameras:
+            raise InvalidRecord(field, f"no such camera, the episode has {self.cameras}")
+        raw = self._batch.column(_IMAGE + camera)[step].as_py()
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(raw)
+            if height * width > MAX_FRAME_PIXELS:
+                raise InvalidRecord(field, f"{height} x {width} pixels are too many", step=step)
+            return np.asarray(simplejpeg.decode_jpeg(raw, colorspace="RGB"), dtype=np.uint8)
+        except (ValueError, TypeError) as error:
+            raise InvalidRecord(field, f"not a readable JPEG ({error})", step=step) from error
+
+    def frames(self, camera: str) -> npt.NDArray[np.uint8]:
+        """All images of a camera, [T, h, w, 3]."""
+        if not self.num_steps:
+            raise InvalidRecord(f"images.{camera}", "an episode needs at least one step")
+        first = self.frame(camera, 0)
+        frames = np.empty((self.num_steps, *first.shape), np.uint8)
+        for step in range(self.num_steps):
+            frame = self.frame(camera, step)
+            if frame.shape != first.shape:
+                raise InvalidRecord(f"images.{camera}", f"{frame.shape} after {first.shape}", step=step)
+            frames[step] = frame
+        return frames
+
+
+def _column(values: npt.NDArray[Any]) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _read_container(data: bytes, trusted: bool) -> pa.RecordBatch:
+    try:
+        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+            if reader.num_record_batches != 1:
+                raise InvalidRecord("episode", f"one record batch expected, got {reader.num_record_batches}")
+            batch = reader.get_batch(0)
+        if not trusted:
+            batch.validate(full=True)
+    except (pa.ArrowInvalid, pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise InvalidRecord("episode", f"not a readable Arrow file ({error})") from error
+    if any(isinstance(column_type, pa.BaseExtensionType) for column_type in batch.schema.types):
+        raise InvalidRecord("episode", "extension types are not accepted")
+    return batch
+
+
+def _read_header(metadata: Mapping[bytes, bytes] | None) -> Header:
+    raw = (metadata or {}).get(_HEADER)
+    if raw is None:
+        raise InvalidRecord("episode", "not an episode: the header is missing")
+    try:
+        version = msgspec.json.decode(raw).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InvalidRecord("schema_version", f"this program reads {SCHEMA_VERSION}, got {version}")
+        return msgspec.json.decode(raw, type=Header)
+    except (msgspec.DecodeError, AttributeError) as error:
+        raise InvalidRecord("header", str(error)) from error
+
+
+def human_steps(encoded: EncodedEpisode) -> int:
+    """Number of steps that people controlled."""
+    return int((encoded.column("controller") == Controller.HUMAN).sum())

@@ -1,0 +1,110 @@
+"""What travels on the bus: small facts in the past tense, as JSON. They carry keys, never data.
+
+A lost event costs latency, never data: everything but `ActorReported` can be read from the store.
+Times are UTC nanoseconds since the epoch; durations across machines are as good as their clocks.
+"""
+
+from typing import TypeVar
+
+import msgspec
+
+from sop.core.errors import InvalidRecord
+
+TOPIC_EPISODES = "episodes"
+TOPIC_POLICIES = "policies"
+TOPIC_ACTORS = "actors"
+TOPIC_LEARNER = "learner"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """Base of all events; `encode` writes the name of the class into the field `event`."""
+
+
+class EpisodeCommitted(Event, frozen=True, kw_only=True, tag=True):
+    """An episode is in the store, whole."""
+
+    key: str
+    ended_utc_ns: int
+    """When the robot finished the episode."""
+    committed_utc_ns: int
+    """When the store had it."""
+
+
+class PolicyPublished(Event, frozen=True, kw_only=True, tag=True):
+    """A policy is in the store, manifest included."""
+
+    version: int
+    manifest: str
+    published_utc_ns: int
+
+
+class PolicySwapped(Event, frozen=True, kw_only=True, tag=True):
+    """An actor acts with another policy since this moment."""
+
+    actor_id: str
+    version: int
+    published_utc_ns: int
+    staged_utc_ns: int
+    swapped_utc_ns: int
+
+
+class ActorReported(Event, frozen=True, kw_only=True, tag=True):
+    """Sign of life of an actor, once a second or so."""
+
+    actor_id: str
+    state: str
+    task: str
+    policy_version: int | None
+    newest_version: int | None
+    """Newest version that the actor knows to be published."""
+    episodes: int
+    successes: int
+    interventions: int
+    human_steps: int
+    steps: int
+    spooled: int
+    """Episodes that wait on the robot's disk."""
+    overruns: int
+    """Control steps that came late."""
+    problem: str
+    """The last refusal or error, empty when there is none."""
+    utc_ns: int
+
+
+class LearnerReported(Event, frozen=True, kw_only=True, tag=True):
+    """Sign of life of the learner, once a second or so."""
+
+    state: str
+    learner_step: int
+    steps_per_s: float
+    busy: float
+    """Share of the time in which it was not waiting for a batch (pauses at the data cap excluded)."""
+    version: int
+    loss: float
+    online_episodes: int
+    offline_episodes: int
+    quarantined: int
+    online_share: dict[str, float]
+    episode_to_sampleable_p50_s: float
+    utc_ns: int
+
+
+AnyEvent = EpisodeCommitted | PolicyPublished | PolicySwapped | ActorReported | LearnerReported
+E = TypeVar("E", bound=Event)
+
+
+def encode_event(event: AnyEvent) -> bytes:
+    """JSON bytes of an event."""
+    return msgspec.json.encode(event)
+
+
+def decode_event(data: bytes, kind: type[E]) -> E:
+    """Read an event of the given kind; fields and types are checked.
+
+    Raises:
+        InvalidRecord: not JSON, another event, or a field is missing or of another type.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise InvalidRecord(kind.__name__, str(error)) from error

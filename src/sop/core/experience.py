@@ -1,0 +1,95 @@
+"""The words in which buffer, algorithm and learner talk about experience.
+
+Shapes: B windows, H steps per window (the action horizon), T steps per episode, A action elements.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from sop.core.errors import InvalidRecord
+
+
+class Source(IntEnum):
+    """Which buffer a window comes from: the paper's B_off and B_on."""
+
+    OFFLINE = 0
+    ONLINE = 1
+
+
+class Collection(StrEnum):
+    """What the fleet does while an algorithm trains."""
+
+    ON_POLICY = "on_policy"
+    """Robots act with the policy, operators correct; episodes go to the online buffer."""
+    DEMONSTRATIONS = "demonstrations"
+    """Operators demonstrate in the lab; episodes go to the offline buffer."""
+    NOTHING = "nothing"
+    """No episodes are collected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLabels:
+    """An algorithm's opinion on one stored episode: a sidecar, recomputable, never written into the episode."""
+
+    loss_weight: npt.NDArray[np.float32]
+    """[T] weight of a step's action in the loss, 0 = not learned from."""
+    segment: npt.NDArray[np.int32]
+    """[T] steps with equal numbers form one segment; what lies beyond a window's first segment is padding."""
+    can_start: npt.NDArray[np.bool_]
+    """[T] whether a window may start at this step."""
+    advantage_indicator: npt.NDArray[np.int8] | None = None
+    """[T] -1 negative, +1 positive, 0 unknown; None when the algorithm has no such opinion."""
+    label_version: int = 0
+    """Version of what made the labels, e.g. of the value function."""
+
+    def __post_init__(self) -> None:
+        steps = len(self.loss_weight)
+        for name in ("segment", "can_start", "advantage_indicator"):
+            array = getattr(self, name)
+            if array is not None and len(array) != steps:
+                raise InvalidRecord(name, f"needs {steps} steps like loss_weight, got {len(array)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """A draw of the sampler: B references `(episode, start)` into the buffers. Holds no payload."""
+
+    episode: npt.NDArray[np.int64]
+    """[B] row of the episode in the index."""
+    start: npt.NDArray[np.int32]
+    """[B] first step of the window."""
+    task: npt.NDArray[np.int32]
+    """[B] row of the task in the index's list of tasks."""
+    source: npt.NDArray[np.uint8]
+    """[B] `Source` values."""
+
+    def __len__(self) -> int:
+        return len(self.episode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """B windows with their payload, as numpy arrays; the algorithm and the policy turn them into tensors."""
+
+    windows: Windows
+    images: Mapping[str, npt.NDArray[np.uint8]]
+    """Camera -> [B, h, w, 3], seen at each window's first step."""
+    state: npt.NDArray[np.float32]
+    """[B, S] at each window's first step."""
+    action: npt.NDArray[np.float32]
+    """[B, H, A] executed actions; rows beyond the window's segment repeat the last valid action."""
+    loss_weight: npt.NDArray[np.float32]
+    """[B, H] weight per step, 0 beyond the segment or the episode."""
+    instruction: tuple[str, ...]
+    """B instructions."""
+    policy_version: npt.NDArray[np.int64]
+    """[B] version that acted, -1 for demonstrations."""
+    advantage_indicator: npt.NDArray[np.int8] | None = None
+    """[B] indicator at each window's first step, None when the algorithm gives none."""
+
+    def __len__(self) -> int:
+        return len(self.windows)

@@ -1,0 +1,94 @@
+"""The store's layout: every key of a run, written and read here and nowhere else.
+
+    run.json                                         created once
+    episodes/<actor_id>/<sequence>-<steps>-<hash>.arrow          online buffer
+    demonstrations/<actor_id>/<sequence>-<steps>-<hash>.arrow    offline buffer
+    policies/<version>/weights.safetensors, manifest.json        manifest last
+    checkpoints/<learner_step>/...                               state.json last
+    evaluations/<version>/<name>.json
+    quarantine/<key of the bad episode>.json         why it was refused
+
+Numbers are zero-padded so that the order of keys is the order of numbers. The key of an episode carries
+what recovery needs (actor, sequence, steps, content hash): a listing alone rebuilds the index.
+"""
+
+import re
+from dataclasses import dataclass
+
+from sop.core.errors import InvalidRecord
+
+RUN = "run.json"
+EPISODES = "episodes"
+DEMONSTRATIONS = "demonstrations"
+POLICIES = "policies"
+CHECKPOINTS = "checkpoints"
+EVALUATIONS = "evaluations"
+QUARANTINE = "quarantine"
+
+_EPISODE_KEY = re.compile(
+    rf"(?P<folder>{EPISODES}|{DEMONSTRATIONS})/(?P<actor_id>[A-Za-z0-9._-]+)/"
+    r"(?P<sequence>\d{8})-(?P<steps>\d{5,})-(?P<hash>[0-9a-f]{32})\.arrow"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeKey:
+    """What the key of an episode says. `str(key)` is the key; `EpisodeKey.parse` is its inverse."""
+
+    folder: str
+    """`episodes` (online) or `demonstrations` (offline)."""
+    actor_id: str
+    sequence: int
+    num_steps: int
+    episode_id: str
+    """Content hash: 32 hexadecimal digits."""
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.actor_id}/{self.sequence:08d}-{self.num_steps:05d}-{self.episode_id}.arrow"
+
+    @classmethod
+    def parse(cls, key: str) -> "EpisodeKey":
+        """Read a key.
+
+        Raises:
+            InvalidRecord: the text is not the key of an episode.
+        """
+        match = _EPISODE_KEY.fullmatch(key)
+        if match is None:
+            raise InvalidRecord("key", f"not the key of an episode: {key!r}")
+        return cls(match["folder"], match["actor_id"], int(match["sequence"]), int(match["steps"]), match["hash"])
+
+
+def policy_folder(version: int) -> str:
+    """Folder of a published policy."""
+    return f"{POLICIES}/{version:08d}"
+
+
+def policy_manifest(version: int) -> str:
+    """Key of a published policy's manifest: written last, so a policy without one does not exist."""
+    return f"{policy_folder(version)}/manifest.json"
+
+
+def policy_weights(version: int) -> str:
+    """Key of a published policy's tensors."""
+    return f"{policy_folder(version)}/weights.safetensors"
+
+
+def checkpoint_folder(learner_step: int) -> str:
+    """Folder of a learner's checkpoint."""
+    return f"{CHECKPOINTS}/{learner_step:08d}"
+
+
+def evaluation(version: int, name: str) -> str:
+    """Key of the result of an evaluation called `name` of a policy version."""
+    return f"{EVALUATIONS}/{version:08d}/{name}.json"
+
+
+def quarantine(key: str) -> str:
+    """Key of the note that says why the object under `key` was refused."""
+    return f"{QUARANTINE}/{key}.json"
+
+
+def version_of(key: str) -> int:
+    """Number in the second part of a key of a policy, checkpoint or evaluation."""
+    return int(key.split("/")[1])

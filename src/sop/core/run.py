@@ -1,0 +1,44 @@
+"""`run.json`: what every process of a run has to know before it starts. Created once, never changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sop.core.embodiment import Embodiment
+from sop.core.errors import InvalidRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunManifest:
+    """The identity of a run."""
+
+    name: str
+    created_utc_ns: int
+    embodiment: Embodiment
+    instructions: Mapping[str, tuple[str, ...]]
+    """Task id -> phrasings of its instruction; the first is used in evaluation."""
+    fleet_tasks: tuple[str, ...]
+    """Tasks that the fleet works on."""
+    held_out_tasks: tuple[str, ...]
+    """Tasks that live in the offline buffer only: they show whether generality is kept."""
+    config: Mapping[str, Any]
+    """The whole configuration of the run (JSON)."""
+    schema_version: int = 1
+
+    def to_json(self) -> bytes:
+        """Indented JSON, the content of `run.json`."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "RunManifest":
+        """Read `run.json`.
+
+        Raises:
+            InvalidRecord: names the field that is wrong.
+        """
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except msgspec.DecodeError as error:
+            raise InvalidRecord("run.json", str(error)) from error
