@@ -154,7 +154,9 @@ class LearnerConfig:
     checkpoint_every: int = 200
     """Learner steps between two checkpoints."""
     max_draws_per_start: float = 8.0
-    """Pause when every online window start has been drawn this often on average; 0 never pauses."""
+    """Pause when every window start that the fleet added has been drawn this often on average; 0 never pauses."""
+    offline_steps: int = 800
+    """Steps of an algorithm that collects nothing (`bc`)."""
     cooldown_steps: int = 150
     """Steps after the last episode, with the learning rate lowered."""
     cooldown_lr_factor: float = 0.4
@@ -186,6 +188,10 @@ class EvaluationConfig:
     """Episode i of a task is reset with seed first_seed + i (progress evaluations use other seeds)."""
     workers: int = 2
     """Processes for the base and final evaluation."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.first_seed < 2**30, f"evaluation.first_seed must be in [0, 2^30), got {self.first_seed}")
+        _require(self.episodes_per_task >= 1, "evaluation.episodes_per_task must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

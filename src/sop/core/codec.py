@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import simplejpeg
 
-from sop.core.episode import SCHEMA_VERSION, Controller, Episode, Intervention, Outcome
+from sop.core.episode import SCHEMA_VERSION, Episode, Intervention, Outcome
 from sop.core.errors import InvalidRecord
 
 JPEG_QUALITY = 95
@@ -113,6 +113,36 @@ class EncodedEpisode:
         """T."""
         return int(self._batch.num_rows)
 
+    @property
+    def controller(self) -> npt.NDArray[np.uint8]:
+        """[T] `Controller` values."""
+        return self.column("controller")
+
+    @property
+    def state(self) -> npt.NDArray[np.float32]:
+        """[T, S] proprioception before the action."""
+        return self.column("state")
+
+    @property
+    def action(self) -> npt.NDArray[np.float32]:
+        """[T, A] executed actions."""
+        return self.column("action")
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the episode ended."""
+        return self.header.outcome
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The runs of HUMAN steps."""
+        return self.header.interventions
+
+    @property
+    def policy_version(self) -> int | None:
+        """The version that drove, None for a demonstration."""
+        return self.header.policy_version
+
     def column(self, name: str) -> npt.NDArray[Any]:
         """A per-step field of `Episode` as a read-only array [T] or [T, n]."""
         column = self._batch.column(name)
@@ -193,8 +223,3 @@ def _read_header(metadata: Mapping[bytes, bytes] | None) -> Header:
         return msgspec.json.decode(raw, type=Header)
     except (msgspec.DecodeError, AttributeError) as error:
         raise InvalidRecord("header", str(error)) from error
-
-
-def human_steps(encoded: EncodedEpisode) -> int:
-    """Number of steps that people controlled."""
-    return int((encoded.column("controller") == Controller.HUMAN).sum())

@@ -82,7 +82,7 @@ class Episode:
     controller: npt.NDArray[np.uint8]
     """[T] `Controller` values."""
     monotonic_ns: npt.NDArray[np.int64]
-    """[T] the actor's monotonic clock when the observation was taken: strictly increasing."""
+    """[T] the actor's monotonic clock when the step's action was decided: strictly increasing."""
     start_utc_ns: int
     """UTC time of step 0 in nanoseconds since the epoch."""
     end_utc_ns: int

@@ -85,6 +85,11 @@ class LearnerReported(Event, frozen=True, kw_only=True, tag=True):
     offline_episodes: int
     quarantined: int
     online_share: dict[str, float]
+    """Task -> omega_on."""
+    episodes: dict[str, int]
+    """Task -> episodes of the fleet."""
+    interventions: dict[str, int]
+    """Task -> interventions in them."""
     episode_to_sampleable_p50_s: float
     utc_ns: int
 

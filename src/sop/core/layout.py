@@ -24,6 +24,8 @@ POLICIES = "policies"
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
 QUARANTINE = "quarantine"
+LAB_ACTOR = "lab-"
+"""Actor ids with this prefix recorded the demonstrations that were there before the fleet started."""
 
 _EPISODE_KEY = re.compile(
     rf"(?P<folder>{EPISODES}|{DEMONSTRATIONS})/(?P<actor_id>[A-Za-z0-9._-]+)/"

@@ -1,0 +1,7 @@
+"""`python -m sop` is the `sop` command."""
+
+import sys
+
+from sop.cli import main
+
+sys.exit(main())

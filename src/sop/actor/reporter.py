@@ -1,0 +1,101 @@
+"""The reporter: tells the bus once a second what the actor does, so that the control loop need not."""
+
+import logging
+import queue
+import threading
+from typing import TYPE_CHECKING
+
+from sop.core.clock import Clock
+from sop.core.errors import StoreUnavailable
+from sop.core.events import TOPIC_ACTORS, ActorReported, PolicySwapped, encode_event
+from sop.transport import EventBus
+
+if TYPE_CHECKING:
+    from sop.actor.actor import Actor
+    from sop.actor.spool import EpisodeSpool
+    from sop.actor.uploader import Uploader
+    from sop.broadcast import Subscriber
+
+_log = logging.getLogger(__name__)
+
+
+class ActorReporter:
+    """Publishes `ActorReported` periodically and `PolicySwapped` at once, from a thread of its own.
+
+    Reports are hints for whoever watches: when the bus does not answer they are dropped, and said so.
+
+    Args:
+        bus: where reports go.
+        clock: stamps them.
+        every_s: seconds between two reports.
+    """
+
+    def __init__(self, bus: EventBus, clock: Clock, *, every_s: float = 1.0) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._every_s = every_s
+        self._swaps: queue.SimpleQueue[PolicySwapped | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def swapped(self, event: PolicySwapped) -> None:
+        """Pass on a swap; never blocks."""
+        self._swaps.put(event)
+
+    def start(
+        self, actor: "Actor", spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
+    ) -> None:
+        """Begin to report on this actor."""
+        arguments = (actor, spool, uploader, subscriber)
+        self._thread = threading.Thread(target=self._loop, args=arguments, name="reporter", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Report a last time and stop; idempotent."""
+        if self._thread is not None and self._thread.is_alive():
+            self._swaps.put(None)
+            self._thread.join()
+
+    def _loop(
+        self, actor: "Actor", spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
+    ) -> None:
+        sent = 0
+        going_on = True
+        while going_on:
+            try:
+                event = self._swaps.get(timeout=self._every_s)
+                going_on = event is not None
+            except queue.Empty:
+                event = None
+            try:
+                if event is not None:
+                    event_id = f"{event.actor_id}/swap/{event.version}/{event.swapped_utc_ns}"
+                    self._bus.publish(TOPIC_ACTORS, encode_event(event), event_id=event_id)
+                report = self._report(actor, spool, uploader, subscriber)
+                event_id = f"{report.actor_id}/report/{report.utc_ns}/{sent}"
+                self._bus.publish(TOPIC_ACTORS, encode_event(report), event_id=event_id)
+                sent += 1
+            except StoreUnavailable as error:
+                _log.warning("a report was dropped: %s", error)
+
+    def _report(
+        self, actor: "Actor", spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
+    ) -> ActorReported:
+        counts = actor.counts
+        refusals = {} if subscriber is None else subscriber.refusals
+        refused = f"refused policy {max(refusals)}: {refusals[max(refusals)]}" if refusals else ""
+        return ActorReported(
+            actor_id=actor.settings.actor_id,
+            state=actor.state,
+            task=actor.task,
+            policy_version=actor.policy_version,
+            newest_version=None if subscriber is None else subscriber.newest_version,
+            episodes=counts.episodes,
+            successes=counts.successes,
+            interventions=counts.interventions,
+            human_steps=counts.human_steps,
+            steps=counts.steps,
+            spooled=len(spool.pending()),
+            overruns=counts.overruns,
+            problem=actor.problem or uploader.problem or refused,
+            utc_ns=self._clock.utc_ns(),
+        )

@@ -1,0 +1,161 @@
+"""The adaptive sampler S of SOP: uniform over tasks, and per task more from the buffer with the higher loss.
+
+    omega^m     = 1 / M                                              every task with data
+    lbar^m_s    = mean of l^{m,i}_s over the last W learner steps i   s in {on, off}
+    omega_on^m  = sigmoid(alpha * lbar_on^m - lbar_off^m), clipped to [0.2, 0.8]        `raw`, the paper
+    the same with both means divided by their average                                    `ratio`, default
+
+(arXiv 2601.03044, equations of the adaptive sampler.) A flow-matching loss of a few hundredths leaves the
+raw formula at one half whatever happens; `ratio` gives 0.62 at equal losses and 0.79 where the online loss
+is twice the offline one (alpha = 1.5).
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sop.buffer.index import EpisodeIndex
+from sop.config import SamplerConfig
+from sop.core.errors import RunError
+from sop.core.experience import Source, Windows
+
+
+def online_share(mean_online: float, mean_offline: float, config: SamplerConfig) -> float:
+    """omega_on for two mean losses, clipped to [min_share, max_share]; 0.5 when both are zero under `ratio`."""
+    if config.scale == "ratio":
+        average = (mean_online + mean_offline) / 2
+        if average <= 0:
+            return 0.5
+        mean_online, mean_offline = mean_online / average, mean_offline / average
+    logit = config.alpha * mean_online - mean_offline
+    share = 1 / (1 + math.exp(-logit)) if logit > -500 else 0.0
+    return min(max(share, config.min_share), config.max_share)
+
+
+class AdaptiveSampler:
+    """Draws windows from both buffers. The learner's use of it:
+
+        windows = sampler.draw(batch_size)
+        ...                                   # losses of the step
+        sampler.observe(windows, losses)
+
+    Owns its random generator; `state_dict` holds all that the next draw depends on besides the index.
+    Not thread-safe.
+    """
+
+    def __init__(self, index: EpisodeIndex, config: SamplerConfig, seed: int) -> None:
+        self._index = index
+        self._config = config
+        self._rng = np.random.default_rng(seed)
+        self._step = 0
+        self._losses: dict[tuple[int, Source], deque[tuple[int, float]]] = {
+            (task, source): deque() for task in range(len(index.tasks)) for source in Source
+        }
+
+    def share(self, task: int) -> float | None:
+        """omega_on of a task (by number) for the next draw; None when the task has no data at all."""
+        online, offline = (self._index.num_starts(task, source) for source in (Source.ONLINE, Source.OFFLINE))
+        if not online and not offline:
+            return None
+        if not offline:
+            return 1.0
+        if online < self._config.min_online_starts:
+            return 0.0
+        histories = [self._losses[task, source] for source in (Source.ONLINE, Source.OFFLINE)]
+        if min(len(history) for history in histories) < self._config.min_entries:
+            return 0.5
+        mean_online, mean_offline = (sum(loss for _, loss in history) / len(history) for history in histories)
+        return online_share(mean_online, mean_offline, self._config)
+
+    def draw(self, batch_size: int) -> Windows:
+        """Draw a batch: the counts per task and buffer differ from their expectation by less than one.
+
+        Raises:
+            RunError: no buffer holds a single window.
+        """
+        cells, expected = self._cells(batch_size)
+        parts = []
+        for cell, count in zip(cells, self._systematic_counts(expected), strict=True):
+            task, source = cell
+            ranks = self._rng.integers(0, self._index.num_starts(task, source), size=count)
+            episode, start = self._index.locate(task, source, ranks)
+            parts.append((episode, start, np.full(count, task, np.int32), np.full(count, source, np.uint8)))
+        episode, start, tasks, sources = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Windows(episode, start, tasks, sources)
+
+    def observe(self, windows: Windows, losses: npt.NDArray[np.float32]) -> None:
+        """Take the losses [B] of one learner step: one entry per (task, buffer) that the step drew from."""
+        self._step += 1
+        for task, source in self._losses:
+            chosen = (windows.task == task) & (windows.source == source)
+            values = losses[chosen]
+            values = values[np.isfinite(values)]
+            if values.size:
+                self._losses[task, source].append((self._step, float(values.mean(dtype=np.float64))))
+            history = self._losses[task, source]
+            while history and history[0][0] <= self._step - self._config.window:
+                history.popleft()
+
+    def metrics(self) -> dict[str, float]:
+        """Per task: online share and mean losses, as `sampler/...`."""
+        values: dict[str, float] = {}
+        for number, task in enumerate(self._index.tasks):
+            share = self.share(number)
+            if share is not None:
+                values[f"sampler/online_share/{task}"] = share
+            for source in Source:
+                history = self._losses[number, source]
+                if history:
+                    mean = sum(loss for _, loss in history) / len(history)
+                    values[f"sampler/loss_{source.name.lower()}/{task}"] = mean
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values: generator, loss windows, counter."""
+        return {
+            "rng": self._rng.bit_generator.state,
+            "step": self._step,
+            "losses": {
+                f"{self._index.tasks[task]}/{source.name}": list(history)
+                for (task, source), history in self._losses.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the index has to hold the rows that it held then."""
+        self._rng.bit_generator.state = state["rng"]
+        self._step = state["step"]
+        for (task, source), history in self._losses.items():
+            history.clear()
+            saved = state["losses"].get(f"{self._index.tasks[task]}/{source.name}", [])
+            history.extend((int(step), float(loss)) for step, loss in saved)
+
+    def _cells(self, batch_size: int) -> tuple[list[tuple[int, Source]], npt.NDArray[np.float64]]:
+        shares = {task: self.share(task) for task in range(len(self._index.tasks))}
+        with_data = {task: share for task, share in shares.items() if share is not None}
+        if not with_data:
+            raise RunError("nothing to learn from: neither the offline nor the online buffer holds a window")
+        cells: list[tuple[int, Source]] = []
+        expected: list[float] = []
+        for task, share in with_data.items():
+            for source, part in ((Source.ONLINE, share), (Source.OFFLINE, 1 - share)):
+                if part > 0:
+                    cells.append((task, source))
+                    expected.append(batch_size * part / len(with_data))
+        return cells, np.asarray(expected)
+
+    def _systematic_counts(self, expected: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Whole numbers with the given expectations and their exact sum (systematic sampling)."""
+        order = self._rng.permutation(len(expected))
+        total = round(expected.sum())
+        edges = np.concatenate(([0.0], np.cumsum(expected[order])))
+        edges[-1] = total
+        marks = np.floor(edges + self._rng.random())
+        marks[0], marks[-1] = 0, total
+        counts = np.empty(len(expected), np.int64)
+        counts[order] = np.diff(marks).astype(np.int64)
+        return counts

@@ -1,0 +1,192 @@
+"""The `sop` command. Parses first; imports what a subcommand needs afterwards, so that `--help` is quick."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sop.core.errors import SopError
+
+EPILOG = """\
+A run is a folder (runs/<name>) with a store of episodes and policies. Two terminals make a fleet:
+  sop learner runs/demo
+  sop actor runs/demo --id robot-7
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code. 2: wrong usage, 1: it could not be done, 130: interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (SopError, ValueError) as error:
+        print(f"sop {options.name_of_command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sop",
+        description="Scalable online post-training of vision-language-action policies.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--log-level", default="WARNING", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
+    _add_run(commands)
+    _add_processes(commands)
+    report = commands.add_parser("report", help="write report.html, curve.png and summary.json of a run again")
+    report.add_argument("run", help="folder of the run")
+    report.set_defaults(command=_report)
+    inspect = commands.add_parser("inspect", help="list episodes and versions of a run: who acted with what")
+    inspect.add_argument("run", help="folder of the run, or URL of its store")
+    inspect.add_argument("--episodes", type=int, default=20, metavar="N", help="show the last N episodes (default 20)")
+    inspect.set_defaults(command=_inspect)
+    return parser
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser("run", help="start a whole run on this machine: fleet, learner, operators, evaluation")
+    run.add_argument("preset", help="metaworld (the demo, 8 minutes) or debug (half a minute, no simulator)")
+    run.add_argument("--name", help="folder under --runs (default: PRESET-ALGORITHM-seedN)")
+    run.add_argument("--runs", default="runs", help="where runs are kept (default: runs)")
+    run.add_argument("--resume", action="store_true", help="go on with the run of this name")
+    run.add_argument("--base-from", metavar="RUN", help="take demonstrations and base policy from another run")
+    run.add_argument("--seed", type=int, help="of everything: demonstrations, weights, scenes, sampling (default 0)")
+    run.add_argument("--algorithm", help="hg_dagger (default), bc, offline_extra")
+    run.add_argument("--operators", choices=["stand_in", "none"], help="who corrects (default stand_in)")
+    run.add_argument("--actors", type=int, help="robots in the fleet")
+    run.add_argument("--episodes", type=int, help="episodes that the fleet collects")
+    run.add_argument("--minutes", type=float, help="stop collecting after this time")
+    run.add_argument("--speed", type=float, help="robot seconds per second, 1 is real time, 0 as fast as possible")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting: learner.lr=1e-4"
+    )
+    run.set_defaults(command=_run)
+
+
+def _add_processes(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    actor = commands.add_parser("actor", help="one robot's process")
+    actor.add_argument("run", help="folder of the run, or URL of its store")
+    actor.add_argument("--bus", help="URL of the bus (default: beside the store)")
+    actor.add_argument("--id", required=True, help="unique in the run, e.g. robot-7")
+    actor.add_argument("--demonstrate", action="store_true", help="the expert drives, in the lab")
+    actor.add_argument("--speed", type=float, help="robot seconds per second (default: the run's)")
+    actor.add_argument("--end", type=int, metavar="N", help="stop when N episodes are recorded in all")
+    actor.set_defaults(command=_actor)
+    learner = commands.add_parser("learner", help="the learner's process; resumes from the last checkpoint")
+    learner.add_argument("run", help="folder of the run, or URL of its store")
+    learner.add_argument("--bus", help="URL of the bus (default: beside the store)")
+    learner.add_argument("--pretrain", action="store_true", help="make the base policy (version 0) and end")
+    learner.set_defaults(command=_learner)
+    evaluate = commands.add_parser("evaluate", help="judge a published policy on held-out seeds")
+    evaluate.add_argument("run", help="folder of the run, or URL of its store")
+    evaluate.add_argument("--version", type=int, help="policy version (default: the newest)")
+    evaluate.add_argument("--name", default="final", help="base, final, progress or expert (default final)")
+    evaluate.add_argument("--workers", type=int, default=1, help="processes")
+    evaluate.add_argument("--part", metavar="I/N", help="evaluate every N-th episode and print the result as JSON")
+    evaluate.add_argument("--follow", action="store_true", help="evaluate each newest version until stopped")
+    evaluate.set_defaults(command=_evaluate)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from sop.launcher import Launcher, take_base
+    from sop.presets import make_config
+    from sop.processes import stop_on_signals
+    from sop.system import create_run, open_run
+
+    shortcuts = {
+        "seed": options.seed,
+        "algorithm": options.algorithm,
+        "operator.kind": options.operators,
+        "fleet.num_actors": options.actors,
+        "fleet.episodes": options.episodes,
+        "fleet.minutes": options.minutes,
+        "fleet.speed": options.speed,
+    }
+    changes = [f"{name}={value}" for name, value in shortcuts.items() if value is not None]
+    config = make_config(options.preset, [*changes, *options.set])
+    folder = Path(options.runs) / (options.name or f"{config.preset}-{config.algorithm}-seed{config.seed}")
+    stop = stop_on_signals()
+    if options.resume:
+        run = open_run(str(folder))
+    elif (folder / "store").exists():
+        raise ValueError(f"{folder} exists: --resume goes on with it, --name makes another one")
+    else:
+        run = create_run(folder, config)
+        if options.base_from:
+            take_base(run, open_run(options.base_from))
+    print(Launcher(run, stop).run())
+    print(f"Report: {folder / 'report.html'}   Numbers: {folder / 'summary.json'}")
+    return 130 if stop.is_set() else 0
+
+
+def _actor(options: argparse.Namespace) -> int:
+    from sop.processes import stop_on_signals, stop_with_parent
+    from sop.system import ActorOptions, open_run, run_actor
+
+    stop = stop_on_signals()
+    stop_with_parent()
+    who = ActorOptions(
+        actor_id=options.id, demonstrate=options.demonstrate, speed=options.speed, end_sequence=options.end
+    )
+    run_actor(open_run(options.run, options.bus), who, stop)
+    return 0
+
+
+def _learner(options: argparse.Namespace) -> int:
+    from sop.processes import stop_on_signals, stop_with_parent
+    from sop.system import open_run, run_learner, run_pretraining
+
+    stop = stop_on_signals()
+    stop_with_parent()
+    run = open_run(options.run, options.bus)
+    (run_pretraining if options.pretrain else run_learner)(run, stop)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from sop.evaluator import evaluate, evaluate_part, follow, make_request, newest_version
+    from sop.processes import stop_on_signals, stop_with_parent
+    from sop.system import open_run
+
+    stop = stop_on_signals()
+    stop_with_parent()
+    run = open_run(options.run)
+    if options.follow:
+        follow(run, stop)
+        return 0
+    version = newest_version(run) if options.version is None else options.version
+    request = make_request(run, options.name, version)
+    if options.part:
+        part, _, parts = options.part.partition("/")
+        print(evaluate_part(run, request, int(part), int(parts)).to_json().decode())
+        return 0
+    result = evaluate(run, request, workers=options.workers, stop=stop)
+    for task, outcome in result.tasks.items():
+        low, high = outcome.interval
+        print(f"{task:24s} {outcome.success:5.2f}  [{low:.2f}, {high:.2f}]  {outcome.episodes} episodes")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from sop.report import describe, summarise, write_report
+    from sop.system import open_run
+
+    open_run(options.run)
+    path = write_report(Path(options.run))
+    print(describe(summarise(Path(options.run))))
+    print(f"Report: {path}")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from sop.inspection import print_run
+
+    print_run(options.run, num_episodes=options.episodes)
+    return 0

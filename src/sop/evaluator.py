@@ -1,0 +1,180 @@
+"""The evaluator's process: judges published policies and stores the results.
+
+evaluations/<version>/base.json, final.json     all tasks, many episodes
+evaluations/<version>/progress.json             fleet tasks, few episodes, while the fleet runs
+evaluations/00000000/expert.json                the scripted expert: the ceiling
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from threading import Event
+
+import torch
+
+from sop.broadcast import fetch_manifest, fetch_policy, published_versions
+from sop.core import layout
+from sop.core.errors import AlreadyExists, NotFound, RunError
+from sop.core.evaluation import EvaluationResult
+from sop.evaluation import Driver, ExpertDriver, PolicyDriver, evaluate_task, merge, shard
+from sop.policies import make_policy
+from sop.processes import child_environment
+from sop.robots import make_robot
+from sop.system import Run
+
+_log = logging.getLogger(__name__)
+PROGRESS_SEED_OFFSET = 2**20
+"""Progress evaluations use other scenes than base and final ones: looking often chooses nothing."""
+FOLLOW_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to evaluate."""
+
+    name: str
+    """`base`, `final`, `progress` or `expert`; names the stored result."""
+    version: int
+    """Policy version; for the expert the version beside which the result is stored."""
+    tasks: tuple[str, ...]
+    episodes: int
+    """Per task."""
+    first_seed: int
+
+    @property
+    def key(self) -> str:
+        """Where the result is stored."""
+        return layout.evaluation(self.version, self.name)
+
+
+def make_request(run: Run, name: str, version: int) -> Request:
+    """The request that belongs to a name, by the run's configuration."""
+    config, robot = run.config.evaluation, run.config.robot
+    if name == "progress":
+        seed = config.first_seed + PROGRESS_SEED_OFFSET
+        return Request(
+            name=name,
+            version=version,
+            tasks=robot.fleet_tasks,
+            episodes=config.progress_episodes_per_task,
+            first_seed=seed,
+        )
+    return Request(
+        name=name,
+        version=version,
+        tasks=robot.all_tasks,
+        episodes=config.episodes_per_task,
+        first_seed=config.first_seed,
+    )
+
+
+def evaluate(run: Run, request: Request, *, workers: int, stop: Event) -> EvaluationResult:
+    """Evaluate with several processes and store the result (blocking); a stored one is returned as it is.
+
+    Raises:
+        RunError: a worker failed, or it was stopped: nothing is stored.
+    """
+    try:
+        return EvaluationResult.from_json(run.store.get(request.key))
+    except NotFound:
+        pass
+    if workers == 1:
+        result = evaluate_part(run, request, 0, 1)
+    else:
+        result = merge(_evaluate_in_processes(run, request, workers, stop))
+    try:
+        run.store.put(request.key, result.to_json())
+    except AlreadyExists:
+        _log.info("%s was stored by somebody else meanwhile", request.key)
+    return result
+
+
+def evaluate_part(run: Run, request: Request, part: int, parts: int) -> EvaluationResult:
+    """Every `parts`-th episode of a request, in this process (blocking)."""
+    torch.set_num_threads(1)
+    robot = make_robot(run.config.robot)
+    seeds = shard(request.first_seed, request.episodes, part, parts)
+    published, online, version = None, 0, None
+    driver: Driver = ExpertDriver(robot)
+    if request.name != "expert":
+        manifest, weights = fetch_policy(run.store, request.version)
+        policy = make_policy(manifest.spec)
+        policy.load(weights, request.version)
+        driver = PolicyDriver(robot, policy, manifest.conditioning)
+        published, online, version = manifest.created_utc_ns, manifest.online_episodes, request.version
+    reset_s = run.config.fleet.reset_s
+    tasks = {task: evaluate_task(robot, driver, task, seeds, reset_s) for task in request.tasks if seeds}
+    robot.close()
+    return EvaluationResult(
+        version=version,
+        name=request.name,
+        first_seed=request.first_seed,
+        tasks=tasks,
+        online_episodes=online,
+        utc_ns=time.time_ns(),
+        published_utc_ns=published,
+    )
+
+
+def follow(run: Run, stop: Event) -> None:
+    """Evaluate the newest policy again and again until stopped (blocking): the `progress` of a run."""
+    newest = 0
+    while not stop.is_set():
+        versions = list(published_versions(run.store, after=newest))
+        if not versions:
+            stop.wait(FOLLOW_PAUSE_S)
+            continue
+        newest = versions[-1]
+        try:
+            evaluate(run, make_request(run, "progress", newest), workers=1, stop=stop)
+        except NotFound as error:
+            _log.info("version %d is gone already: %s", newest, error)
+
+
+def newest_version(run: Run) -> int:
+    """The newest published version.
+
+    Raises:
+        RunError: there is none.
+    """
+    versions = list(published_versions(run.store))
+    if not versions:
+        raise RunError(f"{run.place} has no published policy yet")
+    return fetch_manifest(run.store, versions[-1]).version
+
+
+def _evaluate_in_processes(run: Run, request: Request, workers: int, stop: Event) -> list[EvaluationResult]:
+    workers = min(workers, request.episodes)
+    command = [sys.executable, "-m", "sop", "evaluate", run.place]
+    command += ["--name", request.name, "--version", str(request.version)]
+    processes = [
+        subprocess.Popen(
+            [*command, "--part", f"{part}/{workers}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=child_environment({}),
+            start_new_session=True,
+        )
+        for part in range(workers)
+    ]
+    try:
+        while not stop.is_set() and any(process.poll() is None for process in processes):
+            stop.wait(0.1)
+        if stop.is_set():
+            raise RunError(f"the evaluation {request.key} was stopped")
+        failed = [process.returncode for process in processes if process.returncode]
+        if failed:
+            raise RunError(f"a worker of the evaluation {request.key} ended with code {failed[0]}: see above")
+        outputs = [process.communicate()[0] for process in processes]
+        return [EvaluationResult.from_json(output.splitlines()[-1]) for output in outputs]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        _log.debug("evaluation workers of pid %d ended", os.getpid())

@@ -1,0 +1,258 @@
+"""`sop run`: one command that starts everything a run needs on this machine, in order, and ends it in order.
+
+    setup -> demonstrations -> pretraining -> base evaluation -> fleet -> final evaluation -> report
+             lab actors        learner        evaluator          actors,    evaluator
+                                                                 learner,
+                                                                 evaluator (progress)
+
+Every phase leaves its result in the store and is skipped when it is there: that is what `--resume` is.
+Ctrl-C ends the current phase, then writes the report of what there is.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from threading import Event, Thread
+
+import msgspec
+
+from sop.algorithms import make_algorithm
+from sop.broadcast import published_versions
+from sop.core import layout
+from sop.core.errors import NotFound, RunError
+from sop.core.evaluation import EvaluationResult
+from sop.core.experience import Collection
+from sop.evaluator import evaluate, make_request, newest_version
+from sop.live import Live
+from sop.metrics import JsonlSink
+from sop.monitor import Monitor, RunView
+from sop.processes import Children
+from sop.report import describe, summarise, write_report
+from sop.system import Run
+
+_log = logging.getLogger(__name__)
+LOOK_EVERY_S = 0.25
+ROUGH_PHASE_S = {"demonstrations": 20.0, "pretraining": 40.0, "base evaluation": 60.0, "final evaluation": 45.0}
+"""First guesses for the time that is left; replaced by what the phases take."""
+
+
+class Launcher:
+    """Runs the phases of one run.
+
+    Args:
+        run: made by `create_run` or opened to be resumed.
+        stop: ends the current phase and leaves out the rest, except the report.
+    """
+
+    def __init__(self, run: Run, stop: Event) -> None:
+        self._run = run
+        self._stop = stop
+        self._children = Children(run.folder / "logs", on_restart=self._note)
+        self._wall_s: dict[str, float] = _read_timing(run.folder)
+        self._began = time.monotonic()
+        self._monitor: Monitor
+        self._live: Live
+        algorithm = make_algorithm(run.config.algorithm, run.config.algorithm_settings, 1.0)
+        self._collection = algorithm.collection
+
+    def run(self) -> str:
+        """Everything up to the report (blocking); returns the paragraph that says what happened.
+
+        Raises:
+            RunError: a phase failed; what was recorded until then is in the store.
+        """
+        run = self._run
+        with ExitStack() as stack:
+            bus = stack.enter_context(run.bus())
+            metrics = stack.enter_context(closing(JsonlSink(run.folder / "metrics" / "fleet.jsonl")))
+            self._monitor = Monitor(run.store, bus, run.manifest, metrics)
+            self._live = stack.enter_context(Live())
+            stack.callback(self._children.stop)
+            for phase, work in (
+                ("demonstrations", self._demonstrations),
+                ("pretraining", self._pretraining),
+                ("base evaluation", self._base_evaluation),
+                ("fleet", self._fleet),
+                ("final evaluation", self._final_evaluation),
+            ):
+                if not self._stop.is_set():
+                    self._phase(phase, work)
+        write_report(run.folder)
+        return describe(summarise(run.folder))
+
+    def _phase(self, name: str, work: Callable[[], None]) -> None:
+        began = time.monotonic()
+        self._monitor.view.phase = name
+        self._monitor.view.phase_progress = None
+        try:
+            work()
+        finally:
+            self._wall_s[name] = self._wall_s.get(name, 0.0) + time.monotonic() - began
+            timing = {"wall_s": self._wall_s, "interrupted": self._stop.is_set()}
+            (self._run.folder / "timing.json").write_bytes(msgspec.json.encode(timing))
+
+    def _demonstrations(self) -> None:
+        """Two lab actors, as fast as the machine can, until every task has its demonstrations."""
+        config = self._run.config
+        total = config.pretrain.demonstrations_per_task * len(config.robot.all_tasks)
+        names = [f"{layout.LAB_ACTOR}{number}" for number in range(2)]
+        if self._count_demonstrations() >= total:
+            return
+        for number, name in enumerate(names):
+            share = total // 2 + (total % 2 if number == 0 else 0)
+            arguments = ["actor", self._run.place, "--id", name, "--demonstrate", "--speed", "0", "--end", str(share)]
+            self._children.start(name, arguments)
+
+        def look(view: RunView) -> bool:
+            view.phase_progress = (self._count_demonstrations(), total)
+            return not all(self._children.finished(name) for name in names)
+
+        self._watch(look)
+        self._children.stop(*names)
+
+    def _pretraining(self) -> None:
+        if 0 in published_versions(self._run.store):
+            return
+        self._children.start("pretraining", ["learner", self._run.place, "--pretrain"])
+        steps = self._run.config.pretrain.steps
+
+        def look(view: RunView) -> bool:
+            view.phase_progress = (0 if view.learner is None else view.learner.learner_step, steps)
+            return not self._children.finished("pretraining")
+
+        self._watch(look)
+        self._children.stop("pretraining")
+        self._monitor.view.learner = None
+        if not self._stop.is_set() and 0 not in published_versions(self._run.store):
+            tail = self._children.log_tail("pretraining")
+            raise RunError(f"pretraining ended without a base policy; its log ends so:\n{tail}")
+
+    def _base_evaluation(self) -> None:
+        for name in ("base", "expert"):
+            self._evaluate(name, 0)
+
+    def _final_evaluation(self) -> None:
+        self._evaluate("final", newest_version(self._run))
+
+    def _evaluate(self, name: str, version: int) -> None:
+        request = make_request(self._run, name, version)
+        results: list[EvaluationResult] = []
+        errors: list[RunError] = []
+
+        def work() -> None:
+            try:
+                workers = self._run.config.evaluation.workers
+                results.append(evaluate(self._run, request, workers=workers, stop=self._stop))
+            except RunError as error:
+                errors.append(error)
+
+        thread = Thread(target=work, name="evaluation")
+        thread.start()
+        self._watch(lambda _: thread.is_alive())
+        thread.join()
+        if errors and not self._stop.is_set():
+            raise errors[0]
+
+    def _fleet(self) -> None:
+        """Actors, learner and evaluator until the learner has learned from all episodes."""
+        run, fleet = self._run, self._run.config.fleet
+        if self._learner_finished():
+            return
+        actors = [] if self._collection is Collection.NOTHING else [f"robot-{n}" for n in range(fleet.num_actors)]
+        demonstrate = ["--demonstrate"] if self._collection is Collection.DEMONSTRATIONS else []
+        self._children.start("learner", ["learner", run.place], restart=True)
+        for name in actors:
+            self._children.start(name, ["actor", run.place, "--id", name, *demonstrate], restart=True)
+        if run.config.evaluation.progress_episodes_per_task:
+            self._children.start("evaluator", ["evaluate", run.place, "--follow"], restart=True, nice=19)
+        began = time.monotonic()
+        recording = True
+
+        def look(view: RunView) -> bool:
+            nonlocal recording
+            collected = 0 if view.learner is None else sum(view.learner.episodes.values())
+            if fleet.episodes is not None and self._collection is not Collection.NOTHING:
+                view.phase_progress = (min(collected, fleet.episodes), fleet.episodes)
+            over = fleet.episodes is not None and collected >= fleet.episodes
+            late = fleet.minutes is not None and time.monotonic() - began > 60 * fleet.minutes
+            if recording and (over or late):
+                recording = False
+                self._children.stop(*actors)
+                if not over:
+                    self._children.stop("learner")
+            return not self._children.finished("learner")
+
+        self._watch(look)
+        self._children.stop(*actors)
+        self._children.stop("learner", "evaluator")
+
+    def _watch(self, look: Callable[[RunView], bool]) -> None:
+        """Keep the processes alive and the terminal up to date while `look` says so and nobody stops it."""
+        going_on = True
+        while going_on and not self._stop.is_set():
+            self._children.watch()
+            view = self._monitor.poll()
+            going_on = look(view)
+            view.time_left_s = self._time_left(view)
+            self._live.update(view, time.monotonic() - self._began)
+            self._stop.wait(LOOK_EVERY_S)
+
+    def _time_left(self, view: RunView) -> float | None:
+        """What the phases that are left will take, by the progress of this one and rough guesses."""
+        phases = ["demonstrations", "pretraining", "base evaluation", "fleet", "final evaluation"]
+        later = phases[phases.index(view.phase) + 1 :] if view.phase in phases else []
+        fleet = self._run.config.fleet
+        if fleet.episodes is None:
+            return None
+        rough_fleet = fleet.episodes * 7.5 / max(1, fleet.num_actors) / (fleet.speed or 10) + 30
+        left = sum(ROUGH_PHASE_S.get(phase, rough_fleet) for phase in later)
+        if view.phase_progress is None or not view.phase_progress[0]:
+            return left + ROUGH_PHASE_S.get(view.phase, rough_fleet)
+        done, total = view.phase_progress
+        elapsed = time.monotonic() - self._began - sum(self._wall_s.values())
+        return left + max(0.0, elapsed) * (total - done) / done
+
+    def _count_demonstrations(self) -> int:
+        return sum(1 for _ in self._run.store.keys(f"{layout.DEMONSTRATIONS}/{layout.LAB_ACTOR}"))
+
+    def _learner_finished(self) -> bool:
+        """Whether a final evaluation exists, so that the fleet's work is done."""
+        try:
+            self._run.store.get(layout.evaluation(newest_version(self._run), "final"))
+        except (NotFound, RunError):
+            return False
+        return True
+
+    def _note(self, text: str) -> None:
+        _log.warning(text)
+        self._monitor.view.notes.append(text)
+
+
+def take_base(run: Run, source: Run) -> None:
+    """Copy demonstrations, base policy and its evaluations from another run of the same base settings.
+
+    Raises:
+        RunError: the two runs would not have made the same base policy.
+    """
+    for part in ("robot", "pretrain", "policy", "evaluation", "seed"):
+        mine, theirs = run.manifest.config[part], source.manifest.config[part]
+        if mine != theirs:
+            raise RunError(f"cannot take the base of {source.place}: its {part} is {theirs}, this run has {mine}")
+    folders = (
+        f"{layout.DEMONSTRATIONS}/{layout.LAB_ACTOR}",
+        f"{layout.policy_folder(0)}/",
+        f"{layout.EVALUATIONS}/00000000/",
+    )
+    for prefix in folders:
+        keys = sorted(source.store.keys(prefix), key=lambda key: key.endswith("manifest.json"))
+        for key in keys:
+            run.store.put(key, source.store.get(key))
+
+
+def _read_timing(folder: Path) -> dict[str, float]:
+    path = folder / "timing.json"
+    if not path.exists():
+        return {}
+    return {name: float(value) for name, value in msgspec.json.decode(path.read_bytes())["wall_s"].items()}

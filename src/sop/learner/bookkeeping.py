@@ -1,0 +1,180 @@
+"""What the learner knows about its data besides the weights: rows indexed, draws made, and what it tells others."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sop.algorithms import Algorithm
+from sop.buffer import AdaptiveSampler, EpisodeIndex, EpisodeRow, IngestedEpisode, PayloadCache
+from sop.buffer.windows import start_runs
+from sop.core.episode import Outcome
+from sop.core.events import LearnerReported
+from sop.core.experience import Source, Windows
+from sop.core.layout import LAB_ACTOR
+from sop.learner.stopwatch import Stopwatch
+from sop.metrics import MetricSink, percentile
+
+REPORT_EVERY_S = 1.0
+RECENT_EPISODES = 100
+"""Freshness that is reported live is the median over this many last episodes."""
+
+
+@dataclass(slots=True)
+class TaskCounts:
+    """What the fleet recorded for one task, aborted episodes not counted as episodes."""
+
+    episodes: int = 0
+    interventions: int = 0
+
+
+class Bookkeeping:
+    """Indexes episodes in the learner's thread and counts what becomes of them.
+
+    An episode is *fresh* when the fleet recorded it in this run, into whichever buffer; the demonstrations
+    that were there before (actors `lab-...`) are not.
+
+    Args:
+        index: gets the rows.
+        cache: gets the payloads that ingest has in hand anyway.
+        algorithm: annotates each episode once, to know where windows may start.
+        sampler: its metrics are reported.
+        horizon: H, steps per window.
+        metrics: gets `episode/...` once per episode and `learner/...`, `sampler/...` once a second.
+        report: tells whoever watches.
+    """
+
+    def __init__(
+        self,
+        index: EpisodeIndex,
+        cache: PayloadCache,
+        algorithm: Algorithm,
+        sampler: AdaptiveSampler,
+        *,
+        horizon: int,
+        metrics: MetricSink,
+        report: Callable[[LearnerReported], None],
+    ) -> None:
+        self._index = index
+        self._cache = cache
+        self._algorithm = algorithm
+        self._sampler = sampler
+        self._horizon = horizon
+        self._metrics = metrics
+        self._report = report
+        self._fresh_rows: list[bool] = []
+        self._sampleable_s: list[float] = []
+        self._tasks = {task: TaskCounts() for task in index.tasks}
+        self.time = Stopwatch()
+        self.fresh_starts = 0
+        """Window starts that the fleet added."""
+        self.fresh_draws = 0
+        """How often they were drawn."""
+
+    @property
+    def collected(self) -> int:
+        """Fresh episodes, aborted ones not counted."""
+        return sum(counts.episodes for counts in self._tasks.values())
+
+    def index(self, episodes: Iterable[IngestedEpisode]) -> list[EpisodeRow]:
+        """Index episodes in the given order; returns the new rows that the fleet recorded."""
+        from_fleet = []
+        for episode in episodes:
+            row = self._row(episode)
+            if not self._index.add(row):
+                continue
+            self._cache.put(row.key, episode.encoded)
+            fresh = not row.actor_id.startswith(LAB_ACTOR)
+            self._fresh_rows.append(fresh)
+            if fresh:
+                self.fresh_starts += row.num_starts
+                self._tasks[row.task].episodes += row.outcome is not Outcome.ABORTED
+                self._tasks[row.task].interventions += row.num_interventions
+                from_fleet.append(row)
+        return from_fleet
+
+    def count_draws(self, windows: Windows) -> None:
+        """Note which windows of a step were fresh."""
+        self.fresh_draws += sum(self._fresh_rows[row] for row in windows.episode)
+
+    def log_episodes(self, rows: Sequence[EpisodeRow], learner_step: int, newest_version: int | None) -> None:
+        """One line per episode that just became sampleable."""
+        for row in rows:
+            self._sampleable_s.append((row.indexed_utc_ns - row.end_utc_ns) / 1e9)
+            values = {
+                "episode/sampleable_s": self._sampleable_s[-1],
+                f"episode/success/{row.task}": float(row.outcome is Outcome.SUCCESS),
+                "episode/steps": float(row.num_steps),
+                "episode/human_steps": float(row.human_steps),
+                "episode/interventions": float(row.num_interventions),
+                "episode/collected": float(self.collected),
+                "episode/aborted": float(row.outcome is Outcome.ABORTED),
+            }
+            if row.policy_version is not None and newest_version is not None:
+                values["episode/staleness"] = float(max(0, newest_version - row.policy_version))
+            self._metrics.log(values, learner_step)
+
+    def report(
+        self,
+        state: str,
+        learner_step: int,
+        *,
+        loss: float,
+        grad_norm: float,
+        newest_version: int | None,
+        quarantined: int,
+        force: bool = False,
+    ) -> None:
+        """Once a second (or now): the state of the loop, to the metrics and to whoever watches."""
+        lap = self.time.lap(learner_step, REPORT_EVERY_S, force=force)
+        if lap is None:
+            return
+        sampler, share = self._sampler.metrics(), "sampler/online_share/"
+        version = -1 if newest_version is None else newest_version
+        values = {
+            "learner/loss": loss,
+            "learner/grad_norm": grad_norm,
+            "learner/steps_per_s": lap.steps_per_s,
+            "learner/busy": lap.busy,
+            "learner/worked_s": lap.worked_s,
+            "learner/version": float(version),
+            "learner/fresh_draws_per_start": self.fresh_draws / max(1, self.fresh_starts),
+        }
+        self._metrics.log(values | sampler, learner_step)
+        self._report(
+            LearnerReported(
+                state=state,
+                learner_step=learner_step,
+                steps_per_s=lap.steps_per_s,
+                busy=lap.busy,
+                version=version,
+                loss=loss if math.isfinite(loss) else 0.0,
+                online_episodes=self._index.num_episodes(Source.ONLINE),
+                offline_episodes=self._index.num_episodes(Source.OFFLINE),
+                quarantined=quarantined,
+                online_share={name.removeprefix(share): v for name, v in sampler.items() if name.startswith(share)},
+                episodes={task: counts.episodes for task, counts in self._tasks.items()},
+                interventions={task: counts.interventions for task, counts in self._tasks.items()},
+                episode_to_sampleable_p50_s=percentile(self._sampleable_s[-RECENT_EPISODES:] or [0.0], 50),
+                utc_ns=time.time_ns(),
+            )
+        )
+
+    def _row(self, episode: IngestedEpisode) -> EpisodeRow:
+        encoded, key = episode.encoded, episode.key
+        labels = self._algorithm.annotate(encoded)
+        return EpisodeRow(
+            key=str(key),
+            actor_id=key.actor_id,
+            sequence=key.sequence,
+            task=encoded.header.task,
+            source=episode.source,
+            num_steps=encoded.num_steps,
+            human_steps=int(encoded.controller.sum()),
+            num_interventions=len(encoded.interventions),
+            policy_version=encoded.policy_version,
+            outcome=encoded.outcome,
+            start_runs=tuple(start_runs(labels, self._horizon)),
+            end_utc_ns=encoded.header.end_utc_ns,
+            indexed_utc_ns=time.time_ns(),
+        )

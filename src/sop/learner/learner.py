@@ -1,0 +1,201 @@
+"""The learner: Algorithm 1 of SOP, blind to the robot, the policy's architecture and the learning rule.
+
+on event: index the episode              B_on, B_off grow
+xi_j  <- S_j(B_on u B_off)               adaptive sampler
+theta <- G(theta, xi_j)                  the algorithm's loss, one optimizer step
+every 25 steps: publish theta            beside the training
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from sop.algorithms import Algorithm
+from sop.broadcast import PolicyFacts, Publisher
+from sop.buffer import AdaptiveSampler, BatchLoader, EpisodeIndex, Ingest, IngestedEpisode
+from sop.config import LearnerConfig
+from sop.core.experience import Collection, Source, Windows
+from sop.learner.bookkeeping import Bookkeeping
+from sop.learner.checkpoint import Checkpoint, CheckpointStore
+from sop.learner.optimization import Optimization, StepResult
+from sop.policies import TrainablePolicy
+
+_log = logging.getLogger(__name__)
+PAUSE_S = 0.02
+"""Sleep while there is nothing new to learn; bounds the extra delay of a new episode."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerParts:
+    """What the loop runs on; made in `sop.system`."""
+
+    policy: TrainablePolicy
+    algorithm: Algorithm
+    algorithm_name: str
+    optimization: Optimization
+    index: EpisodeIndex
+    ingest: Ingest
+    sampler: AdaptiveSampler
+    loader: BatchLoader
+    books: Bookkeeping
+    publisher: Publisher
+    checkpoints: CheckpointStore
+    generator: torch.Generator
+    """All randomness of the losses."""
+    config_hash: str
+    code_version: str
+
+
+class Learner:
+    """Trains until it is stopped, or until the run's episodes are collected and learned from.
+
+    Args:
+        parts: what it runs on.
+        config: numbers of the loop.
+        target_episodes: episodes that the fleet collects in this run; None for no end.
+    """
+
+    def __init__(self, parts: LearnerParts, config: LearnerConfig, *, target_episodes: int | None) -> None:
+        self._p = parts
+        self._config = config
+        self._target = target_episodes
+        self._collected_at: int | None = None
+        self._last = StepResult(float("nan"), float("nan"), skipped=False)
+        self.step = 0
+        """Learner steps taken, those of earlier processes included."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Train, then leave the last policy and a checkpoint in the store (blocking)."""
+        self.train(stop)
+        self._index(self._p.ingest.finish())
+        self.publish()
+        self._p.checkpoints.save(self.checkpoint())
+        self._p.checkpoints.wait()
+        self._report("stopped" if stop.is_set() else "done", force=True)
+
+    def publish(self) -> int:
+        """Publish the weights as they are; returns their version (blocking)."""
+        return self._p.publisher.publish_now(self._weights(), self._facts())
+
+    def train(self, stop: threading.Event) -> None:
+        """Algorithm 1. Blocks until all is learned or `stop` is set."""
+        parts, config = self._p, self._config
+        while not stop.is_set() and not self._done():
+            self._index(parts.ingest.drain())
+            if self._nothing_new():
+                self._report("waiting for episodes")
+                with parts.books.time.pausing():
+                    stop.wait(PAUSE_S)
+                continue
+            with parts.books.time.waiting():
+                batch = parts.loader.next()
+            losses = parts.algorithm.loss(parts.policy, batch, parts.generator)
+            self._last = parts.optimization.step(losses)
+            parts.sampler.observe(batch.windows, losses.detach().float().numpy())
+            parts.books.count_draws(batch.windows)
+            self.step += 1
+            if self._last.skipped:
+                _log.warning("step %d was not finite and changed nothing: %s", self.step, self._names(batch.windows))
+            if self.step % config.publish_every == 0:
+                parts.publisher.publish(self._weights(), self._facts())
+            if self.step % config.checkpoint_every == 0:
+                parts.checkpoints.save(self.checkpoint())
+            self._report("training")
+
+    def checkpoint(self) -> Checkpoint:
+        """The whole state after the current step."""
+        parts = self._p
+        pending = [
+            {field.name: getattr(windows, field.name).tolist() for field in fields(windows)}
+            for windows in parts.loader.pending()
+        ]
+        state: dict[str, Any] = {
+            "episodes": [row.key for row in parts.index.rows],
+            "sampler": parts.sampler.state_dict(),
+            "pending": pending,
+            "optimization": parts.optimization.state_dict(),
+            "algorithm": dict(parts.algorithm.state_dict()),
+            "fresh_draws": parts.books.fresh_draws,
+            "collected_at": self._collected_at,
+        }
+        tensors = parts.optimization.tensors() | {"generator": parts.generator.get_state()}
+        return Checkpoint(self.step, tensors, state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on exactly where `checkpoint` was taken; fetches its episodes (blocking). Call before `run`."""
+        parts, state = self._p, checkpoint.state
+        parts.books.index(parts.ingest.take(state["episodes"]))
+        parts.books.fresh_draws = state["fresh_draws"]
+        parts.optimization.load_state(checkpoint.tensors, state["optimization"])
+        parts.algorithm.load_state_dict(state["algorithm"])
+        parts.sampler.load_state_dict(state["sampler"])
+        parts.generator.set_state(checkpoint.tensors["generator"])
+        parts.loader.restore([_windows(saved) for saved in state["pending"]])
+        self.step = checkpoint.learner_step
+        self._collected_at = state["collected_at"]
+
+    def _done(self) -> bool:
+        """All episodes are there and the cool-down is over (nothing to collect: all steps are done)."""
+        if self._p.algorithm.collection is Collection.NOTHING:
+            return self.step >= self._config.offline_steps
+        if self._target is None or self._p.books.collected < self._target:
+            return False
+        if self._collected_at is None:
+            self._collected_at = self.step
+            self._p.optimization.lr_factor = self._config.cooldown_lr_factor
+        return self.step >= self._collected_at + self._config.cooldown_steps
+
+    def _nothing_new(self) -> bool:
+        """Has every fresh start been drawn often enough for now (spec A.6 #11)?"""
+        if self._p.algorithm.collection is Collection.NOTHING or self._collected_at is not None:
+            return False
+        books, cap = self._p.books, self._config.max_draws_per_start
+        return books.fresh_starts == 0 or (cap > 0 and books.fresh_draws > cap * books.fresh_starts)
+
+    def _index(self, episodes: list[IngestedEpisode]) -> None:
+        books = self._p.books
+        books.log_episodes(books.index(episodes), self.step, self._p.publisher.last_published)
+
+    def _weights(self) -> dict[str, Any]:
+        return dict(self._p.policy.export(self._p.optimization.averaged()))
+
+    def _facts(self) -> PolicyFacts:
+        parts = self._p
+        return PolicyFacts(
+            learner_step=self.step,
+            algorithm=parts.algorithm_name,
+            spec=parts.policy.spec,
+            conditioning=parts.algorithm.conditioning(),
+            online_episodes=parts.index.num_episodes(Source.ONLINE),
+            offline_episodes=parts.index.num_episodes(Source.OFFLINE),
+            config_hash=parts.config_hash,
+            code_version=parts.code_version,
+        )
+
+    def _report(self, state: str, *, force: bool = False) -> None:
+        self._p.books.report(
+            state,
+            self.step,
+            loss=self._last.loss,
+            grad_norm=self._last.grad_norm,
+            newest_version=self._p.publisher.last_published,
+            quarantined=len(self._p.ingest.quarantined),
+            force=force,
+        )
+
+    def _names(self, windows: Windows) -> str:
+        rows = self._p.index.rows
+        return ", ".join(f"{rows[row].key}@{start}" for row, start in zip(windows.episode, windows.start, strict=True))
+
+
+def _windows(saved: dict[str, list[int]]) -> Windows:
+    return Windows(
+        episode=np.asarray(saved["episode"], np.int64),
+        start=np.asarray(saved["start"], np.int32),
+        task=np.asarray(saved["task"], np.int32),
+        source=np.asarray(saved["source"], np.uint8),
+    )

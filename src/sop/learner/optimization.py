@@ -1,0 +1,119 @@
+"""One optimizer step: AdamW, clipped gradient, warm-up, moving average of the weights."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sop.config import LearnerConfig
+from sop.core.errors import RunError
+
+
+class StepResult(NamedTuple):
+    """What an optimizer step did."""
+
+    loss: float
+    """Mean loss of the batch."""
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    skipped: bool
+    """Loss or gradient was not finite: nothing was changed."""
+
+
+def constant_after_warmup(warmup_steps: int) -> Callable[[int], float]:
+    """Learning-rate factor: linear from 0 to 1 over the warm-up, then 1."""
+    return lambda step: min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+class Optimization:
+    """Everything that changes the weights, with a state that can be saved and restored exactly.
+
+    Args:
+        module: its parameters are trained in place, except frozen ones.
+        config: optimizer settings.
+        schedule: factor of the learning rate for optimizer step 0, 1, 2, ...
+    """
+
+    def __init__(self, module: nn.Module, config: LearnerConfig, schedule: Callable[[int], float]) -> None:
+        self._module = module
+        self._config = config
+        self._schedule = schedule
+        self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._parameters = dict(module.named_parameters())
+        self._optimizer = torch.optim.AdamW(
+            [self._parameters[name] for name in self._names], lr=config.lr, weight_decay=config.weight_decay
+        )
+        self._average = {name: self._parameters[name].detach().clone() for name in self._names}
+        self._steps = 0
+        self._skipped_in_a_row = 0
+        self.lr_factor = 1.0
+        """Further factor of the learning rate, e.g. for the cool-down."""
+
+    def step(self, losses: Tensor) -> StepResult:
+        """Take the losses [B] of a batch, step along the gradient of their mean.
+
+        Raises:
+            RunError: `max_skipped_steps` steps in a row were not finite.
+        """
+        loss = losses.mean()
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        trained = [self._parameters[name] for name in self._names]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self._config.grad_clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            self._skip()
+            return StepResult(loss.item(), norm.item(), skipped=True)
+        self._skipped_in_a_row = 0
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.lr * self._schedule(self._steps) * self.lr_factor
+        self._optimizer.step()
+        self._steps += 1
+        with torch.no_grad():
+            averages = [self._average[name] for name in self._names]
+            torch._foreach_lerp_(averages, [parameter.detach() for parameter in trained], 1 - self._config.ema)
+        return StepResult(loss.item(), norm.item(), skipped=False)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The module's state with its trained parameters averaged over time (live tensors: copy to keep)."""
+        return dict(self._module.state_dict()) | self._average
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the state by name: weights, averages, moments."""
+        tensors = {f"module/{name}": value.detach() for name, value in self._module.state_dict().items()}
+        tensors |= {f"average/{name}": value for name, value in self._average.items()}
+        for name in self._names:
+            for key, value in self._optimizer.state[self._parameters[name]].items():
+                tensors[f"optimizer/{key}/{name}"] = value
+        return tensors
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rest of the state, as JSON values."""
+        return {"steps": self._steps, "lr_factor": self.lr_factor}
+
+    def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on where `tensors` and `state_dict` were taken."""
+        self._module.load_state_dict(_under("module/", tensors))
+        for name, value in _under("average/", tensors).items():
+            self._average[name].copy_(value)
+        optimizer = {key: _under(f"optimizer/{key}/", tensors) for key in ("step", "exp_avg", "exp_avg_sq")}
+        for name in self._names:
+            if name in optimizer["step"]:
+                self._optimizer.state[self._parameters[name]] = {
+                    key: values[name].clone() for key, values in optimizer.items()
+                }
+        self._steps = state["steps"]
+        self.lr_factor = state["lr_factor"]
+
+    def _skip(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self._config.max_skipped_steps:
+            raise RunError(
+                f"loss or gradient was not finite {self._skipped_in_a_row} times in a row: "
+                "the learner stops before it publishes; restart it to go on from the last checkpoint"
+            )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,82 @@
+"""Trainable policies. To add one: implement `TrainablePolicy`, give it a settings dataclass, add it to `POLICIES`.
+
+The contract test `sop.testing.contracts.policy` says what an implementation has to keep.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sop.core.embodiment import Embodiment
+from sop.core.policy import PolicySpec
+from sop.policies.base import TrainablePolicy, freeze
+from sop.policies.flow_vla import FlowVLA
+from sop.policies.normalization import compute_normalization
+from sop.policies.settings import Settings, build_settings
+
+__all__ = ["POLICIES", "PolicyKind", "TrainablePolicy", "compute_normalization", "freeze", "make_policy", "make_spec"]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyKind:
+    """One entry of the registry."""
+
+    settings: type[Any]
+    """Frozen dataclass with defaults for everything; has an `action_horizon`."""
+    build: Callable[[PolicySpec, int], TrainablePolicy]
+    """Makes the policy with fresh weights from a spec and a seed."""
+
+
+POLICIES: dict[str, PolicyKind] = {
+    "flow_vla": PolicyKind(Settings, FlowVLA),
+}
+
+
+def make_spec(
+    kind: str,
+    settings: Mapping[str, Any],
+    embodiment: Embodiment,
+    execution_horizon: int,
+    normalization: Mapping[str, tuple[float, ...]],
+) -> PolicySpec:
+    """Describe a policy completely: settings that are not named are written down with their defaults.
+
+    Args:
+        kind: name in `POLICIES`.
+        settings: settings of that kind that differ from the defaults.
+        embodiment: the robot.
+        execution_horizon: steps executed before the next inference.
+        normalization: from `compute_normalization`.
+
+    Raises:
+        ValueError: unknown kind or setting, or a value out of range.
+    """
+    checked = build_settings(_kind(kind).settings, settings, f"policy {kind}")
+    return PolicySpec(
+        kind=kind,
+        config=msgspec.to_builtins(checked),
+        embodiment=embodiment,
+        action_horizon=checked.action_horizon,
+        execution_horizon=execution_horizon,
+        normalization={name: tuple(values) for name, values in normalization.items()},
+    )
+
+
+def make_policy(spec: PolicySpec, seed: int = 0) -> TrainablePolicy:
+    """A policy with fresh weights (equal seeds give equal weights), version 0.
+
+    Raises:
+        ValueError: the spec names an unknown kind or does not fit together.
+    """
+    return _kind(spec.kind).build(spec, seed)
+
+
+def _kind(kind: str) -> PolicyKind:
+    if kind not in POLICIES:
+        near = difflib.get_close_matches(kind, POLICIES, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(POLICIES)}."
+        raise ValueError(f"no policy is called {kind!r}. {hint}")
+    return POLICIES[kind]

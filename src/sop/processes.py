@@ -1,0 +1,165 @@
+"""Child processes of a run: started by name, watched, restarted when they die, ended by id.
+
+Every child is `python -m sop ...` in a session of its own, so that Ctrl-C reaches the parent alone and the
+parent decides who stops in which order. A child that loses its parent stops by itself (`stop_with_parent`).
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sop.core.errors import RunError
+
+_log = logging.getLogger(__name__)
+_PARENT = "SOP_PARENT_PID"
+_EARLY_DEATH_S = 5.0
+"""A process that dies this soon after its start has failed to start."""
+_MAX_EARLY_DEATHS = 3
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(slots=True)
+class Child:
+    """One process and how to start it again."""
+
+    name: str
+    arguments: Sequence[str]
+    restart: bool
+    process: "subprocess.Popen[bytes]"
+    started: float
+    early_deaths: int = 0
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class Children:
+    """The processes of a run.
+
+    Args:
+        log_folder: `<name>.log` of every child goes here, appended.
+        environment: variables set for the children beside the parent's own.
+    """
+
+    log_folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    on_restart: Callable[[str], None] = lambda _: None
+    _children: dict[str, Child] = field(default_factory=dict)
+
+    def start(self, name: str, arguments: Sequence[str], *, restart: bool = False, nice: int = 0) -> None:
+        """Start `python -m sop <arguments>`.
+
+        Args:
+            name: for the log file and for `stop`.
+            arguments: of the `sop` command.
+            restart: start it again when it dies with an error.
+            nice: how far it steps back for others, 0 to 19.
+        """
+        command = ["nice", "-n", str(nice)] if nice else []
+        command += [sys.executable, "-m", "sop", *arguments]
+        self._children[name] = Child(name, command, restart, self._spawn(name, command), time.monotonic())
+
+    def finished(self, name: str) -> bool:
+        """Whether the process ended without an error or was stopped; one that died is not finished."""
+        child = self._children.get(name)
+        return child is None or child.process.poll() == 0
+
+    def watch(self) -> None:
+        """Restart what died and may be restarted; call it often, it does not wait.
+
+        Raises:
+            RunError: a process that is not restarted failed, or one fails again and again at its start.
+        """
+        for child in list(self._children.values()):
+            code = child.process.poll()
+            if code in (None, 0):
+                continue
+            if time.monotonic() - child.started < _EARLY_DEATH_S:
+                child.early_deaths += 1
+            else:
+                child.early_deaths = 0
+            if not child.restart or child.early_deaths >= _MAX_EARLY_DEATHS:
+                raise RunError(f"{child.name} ended with code {code}; its log ends so:\n{self.log_tail(child.name)}")
+            child.restarts += 1
+            self.on_restart(f"{child.name} died (code {code}) and was started again")
+            child.process, child.started = self._spawn(child.name, child.arguments), time.monotonic()
+
+    def wait(self, name: str, timeout_s: float) -> bool:
+        """Wait for a process to end by itself; whether it did."""
+        try:
+            self._children[name].process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def pid(self, name: str) -> int:
+        """Process id."""
+        return self._children[name].process.pid
+
+    def stop(self, *names: str, timeout_s: float = 20.0) -> None:
+        """Ask the named processes (all when none is named) to finish, then make them; forget them. Idempotent."""
+        chosen = [self._children.pop(name) for name in names or tuple(self._children) if name in self._children]
+        for child in chosen:
+            if child.process.poll() is None:
+                child.process.terminate()
+        deadline = time.monotonic() + timeout_s
+        for child in chosen:
+            try:
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _log.warning("%s did not finish within %.0f s and is killed", child.name, timeout_s)
+                child.process.kill()
+                child.process.wait()
+
+    def log_tail(self, name: str, lines: int = 15) -> str:
+        """Last lines of a process's log."""
+        path = self.log_folder / f"{name}.log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+    def _spawn(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        self.log_folder.mkdir(parents=True, exist_ok=True)
+        environment = child_environment(self.environment)
+        with (self.log_folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a child process: the parent's, who the parent is, and one thread per numeric library.
+
+    Several processes share few cores; a pool of threads in each (OpenMP, the software renderer) makes all slower.
+    """
+    threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS")}
+    return {**os.environ, **threads, **extra, _PARENT: str(os.getpid())}
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set: the first asks to finish, a second SIGINT interrupts at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    return stop
+
+
+def stop_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when the process that started it as a child dies (Linux)."""
+    parent = os.environ.get(_PARENT)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGTERM)

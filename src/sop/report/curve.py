@@ -1,0 +1,185 @@
+"""The learning curve: success in evaluation over the minutes of the fleet."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sop.core.evaluation import EvaluationResult, TaskResult, wilson_interval
+from sop.report.record import RunRecord
+from sop.report.style import INK, MUTED, percent_axis, render, task_color
+from sop.report.words import percent
+
+PAUSE_S = 120.0
+"""Longer silence means that the run was stopped and resumed; it is cut out of the time axis."""
+_CURVE = ("base", "progress", "final")
+_NOTED = ("base", "final")
+
+
+class FleetTime:
+    """Wall-clock minutes since the fleet's first episode began, without the time in which the run was stopped.
+
+    Args:
+        record: moments at which something happened are taken from its episodes, metrics and evaluations.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        begin_s = min((episode.start_utc_ns / 1e9 for episode in record.episodes), default=None)
+        self._ends_s = np.sort([episode.end_utc_ns / 1e9 for episode in record.collected])
+        moments = {0.0} if begin_s is None else {begin_s, *(s for s in _moments(record) if s > begin_s)}
+        self._utc_s = np.array(sorted(moments))
+        gaps = np.diff(self._utc_s)
+        gaps[gaps > PAUSE_S] = 0.0
+        self._minutes = np.concatenate(([0.0], np.cumsum(gaps))) / 60
+
+    def minutes(self, utc_s: float) -> float:
+        """Minutes of the fleet at a moment; 0 before it started."""
+        return float(np.interp(utc_s, self._utc_s, self._minutes))
+
+    def episode_minutes(self) -> list[float]:
+        """When the first, second, ... episode ended."""
+        return [self.minutes(end_s) for end_s in self._ends_s]
+
+
+def _moments(record: RunRecord) -> Iterable[float]:
+    for episode in record.episodes:
+        yield episode.start_utc_ns / 1e9
+        yield episode.end_utc_ns / 1e9
+    yield from (line["utc_s"] for line in record.learner if "learner/busy" in line)
+    yield from (_published_s(result) for result in record.evaluations if result.published_utc_ns is not None)
+
+
+def _published_s(result: EvaluationResult) -> float:
+    return (result.utc_ns if result.published_utc_ns is None else result.published_utc_ns) / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    minutes: float
+    name: str
+    tasks: Mapping[str, TaskResult]
+    pooled: TaskResult | None
+
+
+def curve(record: RunRecord) -> bytes | None:
+    """The picture as PNG; None when no policy was evaluated."""
+    tasks = record.fleet_tasks
+    points = _points(record)
+    if not points:
+        return None
+    expert = record.evaluation("expert")
+    ceiling = {} if expert is None else dict(expert.tasks)
+    rows = (len(tasks) + 1) // 2
+    top_in = 3.5
+
+    def paint(figure: Figure) -> None:
+        grid = figure.add_gridspec(rows + 1, 2, height_ratios=[top_in, *[1.75] * rows])
+        axes = figure.add_subplot(grid[0, :])
+        _paint_pooled(axes, points, tasks, None if expert is None else _pooled(expert, tasks))
+        _episodes_axis(axes, FleetTime(record).episode_minutes())
+        for number, task in enumerate(tasks):
+            panel = figure.add_subplot(grid[1 + number // 2, number % 2], sharex=axes)
+            _paint_task(panel, points, task, task_color(tasks, task), ceiling.get(task))
+            if number >= len(tasks) - 2:
+                panel.set_xlabel("fleet time / min")
+        limit = max(point.minutes for point in points)
+        axes.set_xlim(-0.03 * max(limit, 1e-3), 1.06 * max(limit, 1e-3))
+
+    return render(top_in + 1.75 * rows, paint)
+
+
+def _points(record: RunRecord) -> list[_Point]:
+    """One point per evaluated version, the largest evaluation of it, in the order of versions."""
+    time = FleetTime(record)
+    best: dict[int, _Point] = {}
+    for result in record.evaluations:
+        if result.version is None or result.name not in _CURVE:
+            continue
+        point = _Point(
+            0.0 if result.name == "base" else time.minutes(_published_s(result)),
+            result.name,
+            {task: outcome for task, outcome in result.tasks.items() if outcome.episodes},
+            _pooled(result, record.fleet_tasks),
+        )
+        before = best.get(result.version)
+        if before is None or _trials(point.tasks) >= _trials(before.tasks):
+            best[result.version] = point
+    return [best[version] for version in sorted(best)]
+
+
+def _trials(tasks: Mapping[str, TaskResult]) -> int:
+    return sum(outcome.episodes for outcome in tasks.values())
+
+
+def _pooled(result: EvaluationResult, tasks: tuple[str, ...]) -> TaskResult | None:
+    if not tasks or not all(task in result.tasks for task in tasks):
+        return None
+    pooled = result.pooled(tasks)
+    return pooled if pooled.episodes else None
+
+
+def _paint_pooled(axes: Any, points: Sequence[_Point], tasks: Sequence[str], ceiling: TaskResult | None) -> None:
+    for task in tasks:
+        mine = [point for point in points if task in point.tasks]
+        axes.plot(
+            [point.minutes for point in mine],
+            [point.tasks[task].success for point in mine],
+            color=task_color(tasks, task), lw=1.1, alpha=0.75, marker="o", ms=2.2, label=task,
+        )  # fmt: skip
+    pooled = [(point, point.pooled) for point in points if point.pooled is not None]
+    x = [point.minutes for point, _ in pooled]
+    bounds = [result.interval for _, result in pooled]
+    axes.fill_between(x, [low for low, _ in bounds], [high for _, high in bounds], color=INK, alpha=0.1, lw=0)
+    axes.plot(x, [result.success for _, result in pooled], color=INK, lw=3, label="all tasks")
+    for point, result in pooled:
+        large = point.name in _NOTED
+        axes.plot(point.minutes, result.success, "o", color=INK, ms=7 if large else 4, mec="white", mew=0.8)
+        if large:
+            axes.annotate(
+                f"{point.name} {percent(result.success)}", (point.minutes, result.success), xytext=(4, -15),
+                textcoords="offset points", ha="left" if point.name == "base" else "right", fontweight="bold",
+            )  # fmt: skip
+    if ceiling is not None:
+        _ceiling(axes, ceiling.success)
+        axes.text(0.995, ceiling.success - 0.012, f"expert {percent(ceiling.success)}", color=MUTED, fontsize=9,
+                  ha="right", va="top", transform=axes.get_yaxis_transform())  # fmt: skip
+    percent_axis(axes)
+    axes.set_ylabel("success in evaluation")
+    axes.set_xlabel("fleet time / min")
+    axes.legend(loc="lower right", ncols=2)
+
+
+def _ceiling(axes: Any, success: float) -> None:
+    axes.axhline(success, color=MUTED, lw=1, ls=(0, (4, 3)))
+
+
+def _paint_task(axes: Any, points: Sequence[_Point], task: str, color: str, ceiling: TaskResult | None) -> None:
+    mine = [(point, point.tasks[task]) for point in points if task in point.tasks]
+    if ceiling is not None and ceiling.episodes:
+        _ceiling(axes, ceiling.success)
+    axes.plot([point.minutes for point, _ in mine], [result.success for _, result in mine], color=color, lw=1.8)
+    for point, result in mine:
+        low, high = wilson_interval(result.successes, result.episodes)
+        large = point.name in _NOTED
+        axes.errorbar(
+            point.minutes, result.success, yerr=[[result.success - low], [high - result.success]], fmt="o",
+            ms=5.5 if large else 3.2, color=color, ecolor=color, elinewidth=1.6 if large else 0.8, capsize=0,
+        )  # fmt: skip
+    axes.set_title(task, color=color, fontweight="bold")
+    percent_axis(axes)
+    axes.set_yticks([0, 0.5, 1.0])
+
+
+def _episodes_axis(axes: Any, ended_minutes: Sequence[float]) -> None:
+    """A second axis on top: how many episodes the fleet had collected by then."""
+    if len(ended_minutes) < 2:
+        return
+    counts = [int(count) for count in MaxNLocator(6, integer=True).tick_values(0, len(ended_minutes))]
+    counts = [count for count in counts if 0 < count <= len(ended_minutes)]
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([ended_minutes[count - 1] for count in counts], [str(count) for count in counts])
+    top.tick_params(length=3, labelsize=9)
+    top.set_xlabel("episodes collected", fontsize=9, color=MUTED)

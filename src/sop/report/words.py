@@ -1,0 +1,128 @@
+"""The run in one paragraph of plain words. What is not known is left out; a bad result is said as it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def percent(value: float | None) -> str:
+    """`93 %`, or `-` when not known."""
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def percent_range(interval: Sequence[float] | None) -> str:
+    """`89-96 %`, or `-` when not known."""
+    return "-" if interval is None else f"{100 * interval[0]:.0f}-{100 * interval[1]:.0f} %"
+
+
+def points(value: float) -> str:
+    """A difference of two rates in percentage points, with its sign."""
+    return f"{100 * value:+.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """`0.8 s`, `12 s` or `3.4 min`; `-` when not known."""
+    if value is None:
+        return "-"
+    if value >= 120:
+        return f"{value / 60:.1f} min"
+    return f"{value:.2f} s" if value < 0.995 else f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
+
+
+def minutes(value: float | None) -> str:
+    """`3.4 min`; `-` when not known."""
+    return "-" if value is None else f"{value:.1f} min"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 episode`, `2 episodes`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """One paragraph with the numbers that matter, for a terminal or the top of a page."""
+    sentences = [_collected(summary), _success(summary), _held_out(summary), _loop(summary), _safety(summary)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _collected(summary: Mapping[str, Any]) -> str:
+    start = "The run was interrupted. " if summary["interrupted"] else ""
+    if not summary["episodes"]:
+        return f"{start}The fleet has not finished an episode."
+    text = f"{start}The fleet collected {count(summary['episodes'], 'episode')}"
+    if summary["robot_minutes"] is not None:
+        text += f" in {summary['robot_minutes']:.1f} robot-minutes"
+    text += f", with {count(summary['interventions'], 'intervention')}"
+    if summary["operator_minutes"] is not None:
+        text += f" and {summary['operator_minutes']:.1f} minutes of an operator's time"
+    return text + "."
+
+
+def _success(summary: Mapping[str, Any]) -> str:
+    base, final, gain = summary["base"], summary["final"], summary["gain"]
+    if base["success"] is None and final["success"] is None:
+        return "No policy was evaluated."
+    if final["success"] is None:
+        return f"The base policy succeeds in {_rate(base)}; there is no final evaluation."
+    if base["success"] is None:
+        return f"The final policy succeeds in {_rate(final)}; there is no evaluation of the base to compare with."
+    low, high = gain["interval"]
+    text = f"Success over {count(len(summary['per_task']), 'task')} went from {_rate(base)} to {_rate(final)}: "
+    text += f"{points(gain['difference'])} points (95 % interval {points(low)} to {points(high)}). "
+    if low > 0:
+        text += "The interval is above zero."
+    elif high < 0:
+        text += "The policy got worse: the interval is below zero."
+    else:
+        text += "The interval includes zero, so this run does not show a difference."
+    worse = [task for task, row in summary["per_task"].items() if _fell(row)]
+    if worse:
+        text += f" Worse than the base on: {', '.join(worse)}."
+    if summary["expert"]["success"] is not None:
+        text += f" The scripted expert, the ceiling, reaches {percent(summary['expert']['success'])}."
+    return text
+
+
+def _fell(row: Mapping[str, Any]) -> bool:
+    return row["base"] is not None and row["final"] is not None and row["final"] < row["base"]
+
+
+def _rate(rate: Mapping[str, Any]) -> str:
+    return f"{percent(rate['success'])} of {rate['episodes']} attempts ({percent_range(rate['interval'])})"
+
+
+def _held_out(summary: Mapping[str, Any]) -> str:
+    base, final = summary["held_out"]["base"], summary["held_out"]["final"]
+    if base is None or final is None:
+        return ""
+    return f"Tasks that the fleet did not work on went from {percent(base)} to {percent(final)}."
+
+
+def _loop(summary: Mapping[str, Any]) -> str:
+    freshness = summary["freshness"]
+    parts = []
+    swap = freshness["publish_to_swap_s"]
+    if swap["p50"] is not None:
+        parts.append(f"a published policy acted after {seconds(swap['p50'])} (99 %: {seconds(swap['p99'])})")
+    sampleable = freshness["episode_to_sampleable_s"]
+    if sampleable["p50"] is not None:
+        parts.append(
+            f"an episode could be learned from after {seconds(sampleable['p50'])} (99 %: {seconds(sampleable['p99'])})"
+        )
+    if not parts:
+        return ""
+    return f"The learner published {count(summary['publishes'], 'policy')}; ".replace("policys", "policies") + (
+        "at the median, " + " and ".join(parts) + "."
+    )
+
+
+def _safety(summary: Mapping[str, Any]) -> str:
+    recorded, lost, doubled = (summary[f"{name}_episodes"] for name in ("recorded", "lost", "duplicate"))
+    text = ""
+    if recorded:
+        text = f"Of {count(recorded, 'recorded episode')} {lost} {'was' if lost == 1 else 'were'} lost"
+        if doubled is not None:
+            text += f", {doubled} learned from twice"
+        text += f" and {summary['quarantined']} refused."
+    if summary["wall_minutes"] is not None:
+        text += f" Everything took {summary['wall_minutes']:.1f} minutes."
+    return text.strip()

@@ -1,0 +1,353 @@
+"""THE FILE TO READ FIRST: how the parts make the loop.
+
+     ROBOT - one actor process each                          CLOUD - one learner process
+    +----------------------------------------------+        +------------------------------------------------+
+    | robot -> policy -> operator? -> safety gate   |        | ingest -> online buffer --+                    |
+    |   ^                                  |        |episodes|           offline buffer -+-> sampler -> batch |
+    |   +------------- step <--------------+        | -----> |                              ^            |      |
+    |   record -> spool (fsync) -> uploader         | STORE  |                            losses         v      |
+    |                                               |   +    |                              +------ algorithm   |
+    |   swap at episode end <- stage <- subscriber  |  BUS   |                                     (HG-DAgger) |
+    |                                               | <----- |   publisher  <-  every 25 steps  <-  optimizer  |
+    +----------------------------------------------+ policies+------------------------------------------------+
+
+The loops, each in one place:
+
+| loop                  | where                        | produces            | waits for                | unblocked by        |
+|-----------------------|------------------------------|---------------------|--------------------------|---------------------|
+| control, 20 Hz        | `actor.actor.Actor._act`     | steps               | the next beat            | the clock           |
+| episodes              | `actor.actor.Actor.run`      | episodes            | the first policy         | `Subscriber`        |
+| spool                 | `actor.spool.SpoolWriter`    | files on disk       | a finished episode       | the control loop    |
+| upload                | `actor.uploader.Uploader`    | objects, events     | a file in the spool      | `SpoolWriter`       |
+| subscribe             | `broadcast.Subscriber`       | staged policies     | events, a listing        | `Publisher`         |
+| ingest                | `buffer.ingest.Ingest`       | checked episodes    | events, a listing        | `Uploader`          |
+| learn (Algorithm 1)   | `learner.learner.Learner.run`| gradient steps      | a batch; new episodes    | `BatchLoader`       |
+| prepare batches       | `buffer.loader.BatchLoader`  | batches             | a draw                   | the learner         |
+| publish               | `broadcast.Publisher`        | policies            | a snapshot               | the learner         |
+
+The store is the truth, the bus is a hint: any process can die at any moment and find everything again.
+This module wires the parts and calls every constructor; the parts do not know each other.
+"""
+
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+
+import msgspec
+import torch
+
+import sop
+from sop.actor import Actor, ActorReporter, ActorSettings, EpisodeSpool, SpoolWriter, Uploader
+from sop.actor.uploader import next_stored_sequence
+from sop.algorithms import Algorithm, make_algorithm
+from sop.broadcast import Publisher, Subscriber, fetch_policy
+from sop.buffer import AdaptiveSampler, BatchLoader, EpisodeIndex, Ingest, PayloadCache
+from sop.config import LearnerConfig, RunConfig
+from sop.core import layout
+from sop.core.clock import SystemClock
+from sop.core.codec import content_hash
+from sop.core.errors import AlreadyExists, NotFound, RunError
+from sop.core.events import TOPIC_ACTORS, TOPIC_LEARNER, LearnerReported, encode_event
+from sop.core.experience import Collection
+from sop.core.run import RunManifest
+from sop.learner import Bookkeeping, CheckpointStore, Learner, Optimization
+from sop.learner.learner import LearnerParts
+from sop.learner.optimization import constant_after_warmup
+from sop.learner.pretrain import cosine_after_warmup, pretrain
+from sop.metrics import JsonlSink
+from sop.operators import Demonstrator, make_operator
+from sop.policies import TrainablePolicy, compute_normalization, freeze, make_policy, make_spec
+from sop.presets import config_from_dict, config_to_dict
+from sop.robots import DEPLOYMENT, LAB, make_robot
+from sop.transport import EventBus, ObjectStore, default_bus_url, open_bus, open_store, probe
+
+_log = logging.getLogger(__name__)
+CACHE_BYTES = 4 << 30
+"""Encoded episodes that the learner keeps in memory."""
+STATUS_KEEP_S = 600.0
+"""Seconds after which the bus forgets signs of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An open run: where it is, what it is, and its store."""
+
+    place: str
+    """What was given on the command line; child processes are given the same."""
+    folder: Path
+    """Local files of this machine: spools, logs, metrics, report."""
+    store: ObjectStore
+    bus_url: str
+    manifest: RunManifest
+    config: RunConfig
+
+    @contextmanager
+    def bus(self, *, owner: bool = False) -> Iterator[EventBus]:
+        """A connection to the bus, closed at the end."""
+        keep_s = {TOPIC_ACTORS: STATUS_KEEP_S, TOPIC_LEARNER: STATUS_KEEP_S}
+        bus = open_bus(self.bus_url, owner=owner, keep_s=keep_s)
+        try:
+            yield bus
+        finally:
+            bus.close()
+
+
+def create_run(folder: Path, config: RunConfig) -> Run:
+    """Make the store of a new run and write `run.json`; the store is probed first.
+
+    Raises:
+        RunError: there is a run already.
+        ValueError: a task that the robot does not know.
+    """
+    store = open_store(str(folder / "store"))
+    probe(store)
+    robot = make_robot(config.robot)
+    tasks = config.robot.all_tasks
+    manifest = RunManifest(
+        name=folder.name,
+        created_utc_ns=time.time_ns(),
+        embodiment=robot.embodiment,
+        instructions={task: robot.instructions[task] for task in tasks},
+        fleet_tasks=config.robot.fleet_tasks,
+        held_out_tasks=config.robot.held_out_tasks,
+        config=config_to_dict(config),
+    )
+    robot.close()
+    try:
+        store.put(layout.RUN, manifest.to_json())
+    except AlreadyExists as error:
+        raise RunError(f"{folder} holds a run already: resume it or choose another name") from error
+    return open_run(str(folder))
+
+
+def open_run(place: str, bus_url: str | None = None) -> Run:
+    """Open a run by its folder (`runs/demo`) or by the URL of its store.
+
+    Raises:
+        RunError: there is no run.
+    """
+    folder = Path(place)
+    is_folder = (folder / "store").is_dir()
+    store_url = str(folder / "store") if is_folder else place
+    if not is_folder and "://" not in place:
+        raise RunError(f"{place} is not the folder of a run (it has no store/): start one with `sop run`")
+    store = open_store(store_url)
+    try:
+        manifest = RunManifest.from_json(store.get(layout.RUN))
+    except NotFound as error:
+        raise RunError(f"{store_url} holds no run ({layout.RUN} is missing): start one with `sop run`") from error
+    config = config_from_dict(manifest.config)
+    local = folder if is_folder else Path("runs") / manifest.name
+    return Run(place, local, store, bus_url or default_bus_url(store_url), manifest, config)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActorOptions:
+    """How one actor of a run differs from the others."""
+
+    actor_id: str
+    """Unique in the run; with the same id and folder an actor goes on where it stopped."""
+    demonstrate: bool = False
+    """Let the expert drive in the lab instead of the policy; episodes go to the offline buffer."""
+    speed: float | None = None
+    """Robot seconds per second; None takes the run's."""
+    end_sequence: int | None = None
+    """Stop before the episode with this number."""
+
+
+def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
+    """One robot's process: act until `stop` is set (blocking).
+
+    Everything recorded is in the store at the end, or waits in the spool for the next start.
+    """
+    torch.set_num_threads(1)
+    config, clock, demonstrate = run.config, SystemClock(), options.demonstrate
+    spool, next_sequence = _open_spool(run, options)
+    with ExitStack() as stack:
+        robot = stack.enter_context(closing(make_robot(config.robot)))
+        bus = stack.enter_context(run.bus())
+        subscriber = None
+        if not demonstrate:
+            subscriber = stack.enter_context(closing(Subscriber(run.store, bus, robot.embodiment)))
+        uploader = Uploader(spool, run.store, bus, clock)
+        writer = SpoolWriter(spool, lambda _: uploader.wake())
+        reporter = stack.enter_context(closing(ActorReporter(bus, clock)))
+        stack.callback(_close_uploader, uploader, options.actor_id)
+        stack.enter_context(closing(writer))
+        actor = Actor(
+            _actor_settings(run, options),
+            robot,
+            robot.embodiment,
+            Demonstrator(robot) if demonstrate else make_operator(config.operator, robot),
+            writer,
+            next_sequence=next_sequence,
+            clock=clock,
+            subscriber=subscriber,
+            make_policy=make_policy,
+            on_swap=reporter.swapped,
+        )
+        uploader.start()
+        reporter.start(actor, spool, uploader, subscriber)
+        actor.run(stop)
+
+
+def run_learner(run: Run, stop: Event) -> None:
+    """The learner's process: train until the run's episodes are learned from or `stop` is set (blocking)."""
+    config = run.config
+    torch.set_num_threads(config.learner.threads)
+    algorithm = make_algorithm(config.algorithm, config.algorithm_settings, run.manifest.embodiment.control_hz)
+    manifest, weights = fetch_policy(run.store, 0)
+    policy = make_policy(manifest.spec, seed=config.seed)
+    policy.load(weights, 0)
+    with learner_parts(run, policy, algorithm, config.learner) as parts:
+        target = None if algorithm.collection is Collection.NOTHING else config.fleet.episodes
+        learner = Learner(parts, config.learner, target_episodes=target)
+        checkpoint = parts.checkpoints.newest()
+        if checkpoint is None:
+            parts.books.index(parts.ingest.take(_lab_episodes(run)))
+        else:
+            learner.restore(checkpoint)
+        parts.ingest.start()
+        learner.run(stop)
+
+
+def run_pretraining(run: Run, stop: Event) -> None:
+    """Make the base policy from the demonstrations in the store and publish it as version 0 (blocking).
+
+    Raises:
+        RunError: there are no demonstrations, or it was stopped.
+    """
+    config, settings = run.config, run.config.pretrain
+    torch.set_num_threads(os.cpu_count() or 1)
+    with run.bus() as bus:
+        episodes = Ingest(run.store, bus, run.manifest).take(_lab_episodes(run))
+    if not episodes:
+        raise RunError("there are no demonstrations to pretrain on: record some with `sop actor --demonstrate`")
+    states, actions = ([getattr(episode.encoded, name) for episode in episodes] for name in ("state", "action"))
+    spec = make_spec(
+        config.policy.kind,
+        config.policy.settings,
+        run.manifest.embodiment,
+        config.policy.execution_horizon,
+        compute_normalization(states, actions),
+    )
+    policy = make_policy(spec, seed=config.seed)
+    algorithm = make_algorithm("bc", {}, run.manifest.embodiment.control_hz)
+    loop = replace(
+        config.learner,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        offline_steps=settings.steps,
+        publish_every=settings.steps + 1,
+        checkpoint_every=settings.steps + 1,
+    )
+    with learner_parts(run, policy, algorithm, loop, cosine_after_warmup(settings.steps)) as parts:
+        parts.books.index(episodes)
+        pretrain(Learner(parts, loop, target_episodes=None), stop)
+
+
+@contextmanager
+def learner_parts(
+    run: Run,
+    policy: TrainablePolicy,
+    algorithm: Algorithm,
+    config: LearnerConfig,
+    schedule: Callable[[int], float] | None = None,
+) -> Iterator[LearnerParts]:
+    """Everything that a learner's loop runs on; closed at the end. Ingest is not started.
+
+    Args:
+        run: where episodes come from and policies go.
+        policy: is trained in place.
+        algorithm: the learning rule.
+        config: numbers of the loop.
+        schedule: factor of the learning rate per optimizer step; None is constant after a warm-up.
+    """
+    freeze(policy.module, config.freeze)
+    index = EpisodeIndex(run.config.robot.all_tasks)
+    sampler = AdaptiveSampler(index, run.config.sampler, seed=run.config.seed)
+    horizon = policy.spec.action_horizon
+    with ExitStack() as stack:
+        bus = stack.enter_context(run.bus(owner=True))
+        metrics = stack.enter_context(closing(JsonlSink(run.folder / "metrics" / "learner.jsonl")))
+
+        def report(event: LearnerReported) -> None:
+            bus.publish(TOPIC_LEARNER, encode_event(event), event_id=f"{os.getpid()}/{event.utc_ns}")
+
+        cache = PayloadCache(run.store.get, CACHE_BYTES)
+        ingest = stack.enter_context(closing(Ingest(run.store, bus, run.manifest)))
+        loader = BatchLoader(
+            index,
+            cache,
+            algorithm.annotate,
+            lambda: sampler.draw(config.batch_size),
+            horizon=horizon,
+            depth=config.prefetch,
+        )
+        publisher = Publisher(run.store, bus, keep_policies=config.keep_policies)
+        checkpoints = CheckpointStore(run.store)
+        for part in (publisher, checkpoints, loader):
+            stack.enter_context(closing(part))
+        yield LearnerParts(
+            policy=policy,
+            algorithm=algorithm,
+            algorithm_name=run.config.algorithm,
+            optimization=Optimization(policy.module, config, schedule or constant_after_warmup(config.warmup_steps)),
+            index=index,
+            ingest=ingest,
+            sampler=sampler,
+            loader=loader,
+            books=Bookkeeping(index, cache, algorithm, sampler, horizon=horizon, metrics=metrics, report=report),
+            publisher=publisher,
+            checkpoints=checkpoints,
+            generator=torch.Generator().manual_seed(run.config.seed),
+            config_hash=content_hash(msgspec.json.encode(run.manifest.config)),
+            code_version=code_version(),
+        )
+
+
+def code_version() -> str:
+    """What trained a policy: the version of this package."""
+    return f"sop {sop.__version__}"
+
+
+def _lab_episodes(run: Run) -> list[str]:
+    return sorted(run.store.keys(f"{layout.DEMONSTRATIONS}/{layout.LAB_ACTOR}"))
+
+
+def _open_spool(run: Run, options: ActorOptions) -> tuple[EpisodeSpool, int]:
+    """The actor's spool and its next sequence number; the store knows it too, should the disk be new."""
+    folder = layout.DEMONSTRATIONS if options.demonstrate else layout.EPISODES
+    spool = EpisodeSpool(run.folder / "actors" / options.actor_id / "spool", folder, options.actor_id)
+    return spool, max(spool.next_sequence(), next_stored_sequence(run.store, folder, options.actor_id))
+
+
+def _actor_settings(run: Run, options: ActorOptions) -> ActorSettings:
+    config, fleet = run.config, run.config.fleet
+    in_lab = options.actor_id.startswith(layout.LAB_ACTOR)
+    return ActorSettings(
+        actor_id=options.actor_id,
+        tasks=config.robot.all_tasks if in_lab else config.robot.fleet_tasks,
+        instructions=run.manifest.instructions,
+        seed=zlib.crc32(f"{config.seed}/{options.actor_id}".encode()),
+        first_task=zlib.crc32(options.actor_id.encode()),
+        reset_options={
+            "scene": LAB if options.demonstrate else DEPLOYMENT,
+            "time_factor": 1.0 if options.demonstrate else fleet.time_factor,
+        },
+        reset_s=fleet.reset_s,
+        speed=fleet.speed if options.speed is None else options.speed,
+        end_sequence=options.end_sequence,
+    )
+
+
+def _close_uploader(uploader: Uploader, actor_id: str) -> None:
+    waiting = uploader.close()
+    if waiting:
+        _log.warning("%d episodes wait in the spool; they go out when %s starts again", waiting, actor_id)

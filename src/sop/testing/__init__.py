@@ -1,0 +1,1 @@
+"""Fakes that validate the contract while faking, and one set of contract tests per protocol."""

@@ -1,0 +1,228 @@
+"""Event buses: the contract over every implementation, and what only a file can get wrong."""
+
+import multiprocessing
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import sop.testing.contracts.bus as contract
+from sop.core.errors import StoreUnavailable
+from sop.testing.contracts.bus import drain
+from sop.testing.memory import MemoryBus
+from sop.transport import EventBus, SqliteBus, open_bus
+from sop.transport.sqlite_bus import MAINTAIN_EVERY_S
+
+
+@pytest.fixture
+def closing() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def _opener(kind: str, path: Path, closing: ExitStack) -> Callable[[], EventBus]:
+    memory = MemoryBus()
+
+    def open_it() -> EventBus:
+        bus: EventBus = memory if kind == "memory" else SqliteBus(path)
+        closing.callback(bus.close)
+        return bus
+
+    return open_it
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("rule", contract.BUS_RULES, ids=lambda rule: rule.__name__)
+def test_every_bus_keeps_the_contract(kind: str, rule: Callable[..., None], tmp_path: Path, closing: ExitStack) -> None:
+    rule(_opener(kind, tmp_path / "bus.sqlite", closing))
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_cursor_of_a_lost_bus_starts_at_the_beginning(kind: str, tmp_path: Path, closing: ExitStack) -> None:
+    old = _opener(kind, tmp_path / "old.sqlite", closing)()
+    new = _opener(kind, tmp_path / "new.sqlite", closing)()
+    old.publish("a", b"old", "0")
+    cursor = old.poll("a", None, 0.0)[-1][0]
+    for number in range(3):
+        new.publish("a", b"%d" % number, f"{number}")
+    assert drain(new, "a", cursor)[0] == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("cursor", ["1", ":", "a:", ":1", "a:-1", "a:1.5", "a:" + "9" * 40])
+def test_what_is_not_a_cursor_is_refused(kind: str, cursor: str, tmp_path: Path, closing: ExitStack) -> None:
+    bus = _opener(kind, tmp_path / "bus.sqlite", closing)()
+    with pytest.raises(ValueError, match="not a cursor"):
+        bus.poll("a", cursor, 0.0)
+
+
+def _publish_many(path: str, writer: int, start: object) -> None:
+    bus = SqliteBus(path)
+    start.wait(60)  # type: ignore[attr-defined]
+    for number in range(200):
+        bus.publish("a", b"%d-%d" % (writer, number), f"{writer}-{number}")
+        bus.publish("a", b"again", f"{writer}-{number // 2}")
+    bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_two_processes_publish_and_nothing_is_lost_doubled_or_reordered(
+    method: str, tmp_path: Path, closing: ExitStack
+) -> None:
+    path = tmp_path / "bus.sqlite"
+    bus = SqliteBus(path, owner=True)
+    closing.callback(bus.close)
+    context = multiprocessing.get_context(method)
+    start = context.Barrier(2)
+    processes = [context.Process(target=_publish_many, args=(str(path), writer, start)) for writer in range(2)]
+    for process in processes:
+        process.start()
+    events: list[bytes] = []
+    cursor = None
+    while len(events) < 400:
+        found = bus.poll("a", cursor, 60.0)
+        assert found, "the writers stopped early"
+        events += [event for _, event in found]
+        cursor = found[-1][0]
+        bus.maintain()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert bus.poll("a", cursor, 0.0) == []
+    for writer in range(2):
+        mine = [event for event in events if event.startswith(b"%d-" % writer)]
+        assert mine == [b"%d-%d" % (writer, number) for number in range(200)]
+
+
+def _use_inherited(bus: SqliteBus, ready: object) -> None:
+    bus.publish("a", b"child", "child")
+    ready.put([event for _, event in bus.poll("a", None, 0.0)])  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_forked_child_may_use_the_bus_of_its_parent(tmp_path: Path, closing: ExitStack) -> None:
+    bus = SqliteBus(tmp_path / "bus.sqlite")
+    closing.callback(bus.close)
+    bus.publish("a", b"parent", "parent")
+    context = multiprocessing.get_context("fork")
+    ready = context.Queue()
+    child = context.Process(target=_use_inherited, args=(bus, ready))
+    child.start()
+    assert ready.get(timeout=60) == [b"parent", b"child"]
+    child.join(60)
+    assert child.exitcode == 0
+    bus.publish("a", b"parent again", "parent again")
+    assert drain(bus, "a")[0] == [b"parent", b"child", b"parent again"]
+
+
+def test_events_and_ids_survive_closing_and_opening_again(tmp_path: Path) -> None:
+    path = tmp_path / "bus.sqlite"
+    bus = SqliteBus(path)
+    for number in range(3):
+        bus.publish("a", b"%d" % number, f"{number}")
+    _, cursor = drain(bus, "a")
+    bus.publish("a", b"3", "3")
+    bus.close()
+    again = SqliteBus(path, owner=True)
+    again.publish("a", b"dropped", "0")
+    again.publish("a", b"4", "4")
+    assert drain(again, "a", cursor)[0] == [b"3", b"4"]
+    again.close()
+
+
+def test_only_the_owner_moves_the_log_into_the_database(tmp_path: Path, closing: ExitStack) -> None:
+    path = tmp_path / "bus.sqlite"
+    writer, owner = SqliteBus(path), SqliteBus(path, owner=True)
+    closing.callback(writer.close)
+    closing.callback(owner.close)
+    log = path.with_name("bus.sqlite-wal")
+    owner.maintain()
+    for number in range(50):
+        writer.publish("a", b"x" * 40_000, f"{number}")
+    grown = log.stat().st_size
+    assert grown > 50 * 40_000, "writers never shorten the log"
+    with pytest.raises(ValueError, match="only the owner"):
+        writer.maintain()
+    with pytest.raises(ValueError, match="only the owner"):
+        writer.trim("a", 0.0)
+    owner.maintain()
+    assert path.stat().st_size > 50 * 40_000
+    writer.publish("a", b"y" * 40_000, "next")
+    assert log.stat().st_size == grown, "the log is written from its beginning again"
+    assert len(drain(owner, "a")[0]) == 51
+
+
+def test_the_owner_forgets_old_signs_of_life_when_it_is_due(tmp_path: Path, closing: ExitStack) -> None:
+    now_s = {"utc": 1000.0, "monotonic": 0.0}
+    bus = SqliteBus(
+        tmp_path / "bus.sqlite",
+        owner=True,
+        keep_s={"actors": 60.0},
+        clock=lambda: now_s["utc"],
+        monotonic=lambda: now_s["monotonic"],
+    )
+    closing.callback(bus.close)
+    for topic in ("actors", "episodes"):
+        bus.publish(topic, b"old", "old")
+    _, cursor = drain(bus, "actors")
+    now_s["utc"] += 61.0
+    bus.publish("actors", b"new", "new")
+    assert drain(bus, "actors")[0] == [b"old", b"new"], "maintenance is not due yet"
+    now_s["monotonic"] += MAINTAIN_EVERY_S
+    assert drain(bus, "actors")[0] == [b"new"]
+    assert drain(bus, "episodes")[0] == [b"old"], "topics without a limit are kept for ever"
+    assert drain(bus, "actors", cursor)[0] == [b"new"], "a cursor outlives its event"
+    assert bus.trim("actors", 60.0) == 0
+
+
+def test_a_file_that_is_not_a_bus_is_refused_with_advice(tmp_path: Path) -> None:
+    path = tmp_path / "bus.sqlite"
+    path.write_bytes(b"not a database at all " * 200)
+    with pytest.raises(StoreUnavailable, match=r"bus\.sqlite: file is not a database; stop the run and delete"):
+        SqliteBus(path)
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "bus.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 7")
+    connection.close()
+    with pytest.raises(StoreUnavailable, match="has schema 7, this program knows 1"):
+        SqliteBus(path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreUnavailable, match=r"bus .*/file/bus\.sqlite"):
+        SqliteBus(tmp_path / "file" / "bus.sqlite")
+
+
+def test_a_full_disk_says_what_to_do_and_keeps_what_was_published(tmp_path: Path, closing: ExitStack) -> None:
+    bus = SqliteBus(tmp_path / "bus.sqlite")
+    closing.callback(bus.close)
+    bus.publish("a", b"first", "first")
+    pages = bus._connection.execute("PRAGMA page_count").fetchone()[0]
+    bus._connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreUnavailable, match="the disk is full: free room"):
+        bus.publish("a", b"x" * 60_000, "large")
+    assert drain(bus, "a")[0] == [b"first"]
+    bus._connection.execute(f"PRAGMA max_page_count = {pages + 100}")
+    bus.publish("a", b"x" * 60_000, "large")
+    assert drain(bus, "a")[0] == [b"first", b"x" * 60_000]
+
+
+def test_urls_open_what_they_name(tmp_path: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    owner = open_bus(f"sqlite://{tmp_path}/bus.sqlite", owner=True, keep_s={"actors": 60.0})
+    closing.callback(owner.close)
+    relative = open_bus("sqlite://bus.sqlite")
+    closing.callback(relative.close)
+    relative.publish("a", b"x", "id")
+    assert drain(owner, "a")[0] == [b"x"]
+    with pytest.raises(ValueError, match=r"unknown scheme 'nats', known are \['sqlite'\]"):
+        open_bus("nats://host")
+    with pytest.raises(ValueError, match="unknown scheme ''"):
+        open_bus("bus.sqlite")
