@@ -1,9 +1,11 @@
 """Every algorithm keeps the rules of `Algorithm`."""
 
+from collections.abc import Callable
+
 import pytest
 
 from sop.algorithms import ALGORITHMS, make_algorithm
-from sop.testing.contracts.algorithm import ALGORITHM_RULES, CONTROL_HZ
+from sop.testing.contracts.algorithm import ALGORITHM_RULES, CONTROL_HZ, MakeAlgorithm
 
 SETTINGS = [(name, {}) for name in ALGORITHMS] + [
     ("hg_dagger", {"mode": "iwr", "w_auto": 0.5}),
@@ -14,5 +16,5 @@ SETTINGS = [(name, {}) for name in ALGORITHMS] + [
 
 @pytest.mark.parametrize("rule", ALGORITHM_RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=str)
-def test_algorithm_keeps(rule, name, settings):
+def test_algorithm_keeps(rule: Callable[[MakeAlgorithm], None], name: str, settings: dict[str, object]) -> None:
     rule(lambda: make_algorithm(name, settings, CONTROL_HZ))

@@ -215,7 +215,7 @@ def test_a_second_learner_on_the_same_run_is_noticed(make: MakePublisher) -> Non
     store = MemoryStore()
     one, other = make(store), make(store)
     one.publish_now(weights(0), facts())
-    with pytest.raises(RunError, match="policy 0 appeared in the store.*another learner publishes"):
+    with pytest.raises(RunError, match=r"policy 0 appeared in the store.*another learner publishes"):
         other.publish_now(weights(1), facts())
     assert bytes_of(fetch_policy(store, 0)[1]) == bytes_of(weights(0))
 
@@ -290,7 +290,7 @@ def test_closing_gives_up_on_a_store_that_hangs() -> None:
     publisher = Publisher(store, MemoryBus(), keep_policies=1)
     publisher.publish(weights(0), facts())
     assert gate.reached.wait(PATIENCE_S)
-    with pytest.raises(RunError, match="not written within 0.0 s"):
+    with pytest.raises(RunError, match=r"not written within 0\.0 s"):
         publisher.close(0.0)
     gate.open.set()
     publisher.close(PATIENCE_S)

@@ -1,10 +1,12 @@
 """Every trainable policy keeps the rules of `TrainablePolicy`."""
 
+from collections.abc import Callable
+
 import pytest
 
 from sop.core.embodiment import Embodiment
 from sop.policies import TrainablePolicy, make_policy, make_spec
-from sop.testing.contracts.policy import PER_WINDOW_RULES, POLICY_RULES
+from sop.testing.contracts.policy import PER_WINDOW_RULES, POLICY_RULES, MakePolicy
 
 TINY = {
     "action_horizon": 4, "width": 16, "heads": 2, "channels": [4, 8, 8], "keypoints": 4, "grid": 2,
@@ -25,12 +27,13 @@ def tiny_policy(**settings: object) -> TrainablePolicy:
         control_hz=20.0,
     )
     normalization = {
-        "state_mean": (0.1, 0.2, 0.3), "state_std": (1.0, 0.5, 2.0), "action_mean": (0.0, 0.1), "action_std": (0.5, 0.8),
+        "state_mean": (0.1, 0.2, 0.3), "state_std": (1.0, 0.5, 2.0),
+        "action_mean": (0.0, 0.1), "action_std": (0.5, 0.8),
     }  # fmt: skip
     return make_policy(make_spec("flow_vla", TINY | settings, embodiment, 3, normalization), seed=1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rule", [*POLICY_RULES, *PER_WINDOW_RULES], ids=lambda rule: rule.__name__)
-def test_flow_vla_keeps(rule, precision):
+def test_flow_vla_keeps(rule: Callable[[MakePolicy], None], precision: str) -> None:
     rule(lambda: tiny_policy(precision=precision))

@@ -1,8 +1,11 @@
 """Instructions as vectors, and the cache in front of the transformer."""
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from sop.policies.sentences import HashEncoder, SentenceEncoder, default_cache_folder
@@ -15,11 +18,11 @@ class CountingModel:
         self.loads = 0
         self.asked: list[str] = []
 
-    def load(self):
+    def load(self) -> Callable[[list[str]], npt.NDArray[np.float32]]:
         self.loads += 1
         return self.embed
 
-    def embed(self, sentences):
+    def embed(self, sentences: list[str]) -> npt.NDArray[np.float32]:
         self.asked += sentences
         vectors = np.zeros((len(sentences), 384), np.float32)
         for row, sentence in enumerate(sentences):
@@ -28,7 +31,7 @@ class CountingModel:
         return vectors
 
 
-def test_a_cached_sentence_does_not_load_the_model(tmp_path):
+def test_a_cached_sentence_does_not_load_the_model(tmp_path: Path) -> None:
     model = CountingModel()
     first = SentenceEncoder(tmp_path, model.load)
     vectors = first.encode(["open", "close", "open"])
@@ -40,7 +43,7 @@ def test_a_cached_sentence_does_not_load_the_model(tmp_path):
     assert model.loads == 1
 
 
-def test_a_new_sentence_beside_cached_ones_is_computed_alone(tmp_path):
+def test_a_new_sentence_beside_cached_ones_is_computed_alone(tmp_path: Path) -> None:
     model = CountingModel()
     SentenceEncoder(tmp_path, model.load).encode(["open"])
     encoder = SentenceEncoder(tmp_path, model.load)
@@ -49,7 +52,7 @@ def test_a_new_sentence_beside_cached_ones_is_computed_alone(tmp_path):
     assert model.asked == ["open", "push"]
 
 
-def test_rows_follow_the_order_of_the_sentences_and_have_length_one(tmp_path):
+def test_rows_follow_the_order_of_the_sentences_and_have_length_one(tmp_path: Path) -> None:
     encoder = SentenceEncoder(tmp_path, CountingModel().load)
     vectors = encoder.encode(["ab", "b", "ab"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
@@ -68,7 +71,9 @@ def test_rows_follow_the_order_of_the_sentences_and_have_length_one(tmp_path):
     ],
     ids=["empty", "truncated", "not finite", "another size", "pickled"],
 )
-def test_a_corrupt_entry_is_computed_again_and_replaced(tmp_path, damage, caplog):
+def test_a_corrupt_entry_is_computed_again_and_replaced(
+    tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
     model = CountingModel()
     encoder = SentenceEncoder(tmp_path, model.load)
     expected = encoder.encode(["open"])
@@ -82,7 +87,25 @@ def test_a_corrupt_entry_is_computed_again_and_replaced(tmp_path, damage, caplog
     assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
 
 
-def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path, caplog):
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_cache_file_cannot_run_code(tmp_path: Path) -> None:
+    encoder = SentenceEncoder(tmp_path / "cache", CountingModel().load)
+    (tmp_path / "cache").mkdir()
+    np.save(encoder.cache_file("open"), np.array([Bomb(tmp_path / "exploded")], dtype=object), allow_pickle=True)
+    encoder.encode(["open"])
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     with caplog.at_level(logging.WARNING):
@@ -90,7 +113,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path, caplog):
     assert "cannot be written" in caplog.text
 
 
-def test_the_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
+def test_the_cache_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SOP_CACHE", str(tmp_path))
     assert default_cache_folder() == tmp_path / "sentences"
     monkeypatch.delenv("SOP_CACHE")
@@ -98,7 +121,7 @@ def test_the_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
     assert default_cache_folder() == tmp_path / "home" / ".cache" / "sop" / "sentences"
 
 
-def test_hashed_sentences_are_repeatable_unit_vectors_that_differ():
+def test_hashed_sentences_are_repeatable_unit_vectors_that_differ() -> None:
     vectors = HashEncoder().encode(["open", "close", "open"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
     assert np.array_equal(vectors[0], vectors[2])
@@ -107,7 +130,7 @@ def test_hashed_sentences_are_repeatable_unit_vectors_that_differ():
 
 
 @pytest.mark.slow
-def test_the_transformer_puts_similar_sentences_closer_than_different_ones(tmp_path):
+def test_the_transformer_puts_similar_sentences_closer_than_different_ones(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers", reason="needs the extra learner")
     encoder = SentenceEncoder(tmp_path)
     pull, draw, press = encoder.encode(

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import sop.testing.contracts.robot as contract
@@ -35,12 +36,58 @@ def test_every_robot_begins_and_ends_well(kind: str, rule: Callable[[Callable[[]
     rule(OPEN[kind])
 
 
+class _UnseededRobot(ToyRobot):
+    def _begin(self, task: str, seed: int, box: float, max_steps: int) -> None:
+        super()._begin(task, int(np.random.default_rng().integers(2**31)), box, max_steps)
+
+
+class _NarrowingRobot(ToyRobot):
+    box = 1.0
+
+    def _begin(self, task: str, seed: int, box: float, max_steps: int) -> None:
+        self.box *= box
+        super()._begin(task, seed, self.box, max_steps)
+
+
+class _SharingRobot(ToyRobot):
+    def _render(self) -> dict[str, npt.NDArray[np.uint8]]:
+        fresh = super()._render()
+        shared = self.__dict__.setdefault("shared", fresh)
+        for camera, image in fresh.items():
+            shared[camera][:] = image
+        return dict(shared)
+
+
+class _LateRobot(ToyRobot):
+    def time_limit(self, task: str, time_factor: float = 1.0) -> int:
+        return super().time_limit(task, time_factor) + 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "rule"),
+    [
+        (_UnseededRobot, contract.an_equal_seed_makes_an_equal_episode),
+        (_UnseededRobot, contract.switching_tasks_back_and_forth_changes_nothing),
+        (_NarrowingRobot, contract.the_lab_is_the_central_half_of_the_deployment_box),
+        (_SharingRobot, contract.an_observation_never_changes_after_it_was_returned),
+        (_LateRobot, contract.time_runs_out_exactly_at_the_limit),
+    ],
+)
+def test_the_contract_catches_a_broken_robot(
+    broken: Callable[[], SimulatedRobot], rule: Callable[[SimulatedRobot], None]
+) -> None:
+    with pytest.raises(AssertionError):
+        rule(broken())
+
+
 def test_every_registered_robot_is_under_the_contract() -> None:
     assert set(ROBOTS) == set(OPEN)
 
 
 def test_make_robot_passes_the_image_size_on() -> None:
-    robot = make_robot(RobotConfig(kind="toy", fleet_tasks=("touch-red",), held_out_tasks=("touch-blue",), image_size=16))
+    robot = make_robot(
+        RobotConfig(kind="toy", fleet_tasks=("touch-red",), held_out_tasks=("touch-blue",), image_size=16)
+    )
     assert dict(robot.embodiment.cameras) == {"top": (16, 16), "wrist": (16, 16)}
     assert robot.reset(seed=0)[0]["images"]["top"].shape == (16, 16, 3)
 

@@ -36,7 +36,7 @@ def test_every_store_keeps_the_contract(kind: str, rule: Callable[..., None], tm
     rule((lambda: memory) if kind == "memory" else (lambda: DirectoryStore(tmp_path / "store")))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(st.sets(KEYS, max_size=25), KEYS, st.integers(0, 15), KEYS | st.none())
 def test_a_directory_lists_like_a_sorted_list_of_keys(keys: set[str], key: str, cut: int, after: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -110,6 +110,8 @@ def _run(options: argparse.Namespace) -> int:
         "fleet.speed": options.speed,
     }
     changes = [f"{name}={value}" for name, value in shortcuts.items() if value is not None]
+    if options.algorithm is not None:
+        changes.append("algorithm_settings={}")  # a preset's settings belong to the preset's algorithm
     config = make_config(options.preset, [*changes, *options.set])
     folder = Path(options.runs) / (options.name or f"{config.preset}-{config.algorithm}-seed{config.seed}")
     stop = stop_on_signals()

@@ -46,6 +46,7 @@ def debug() -> RunConfig:
         robot=RobotConfig(
             kind="toy", fleet_tasks=("touch-red", "touch-green"), held_out_tasks=("touch-blue",), image_size=24
         ),
+        algorithm_settings={"handover_s": 0.0},
         operator=OperatorConfig(reaction_steps=3, stall_steps=12, min_steps=6, max_steps=20),
         fleet=FleetConfig(num_actors=2, speed=10.0, episodes=24, reset_s=0.2),
         pretrain=PretrainConfig(demonstrations_per_task=6, steps=60, batch_size=16),

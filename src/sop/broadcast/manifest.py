@@ -27,8 +27,8 @@ MAX_DIMENSIONS = 32
 MAX_FILES = 1000
 MAX_WEIGHTS_BYTES = 64 << 30
 """Larger policies do not fit the computer of any robot that this is meant for."""
-MAX_FILE_HEADER_BYTES = 16 << 20
-"""A safetensors file may be this much larger than its tensors."""
+SPARE_HEADER_BYTES = 64 << 10
+"""Room for metadata that other writers put into the header of a safetensors file."""
 MAX_VERSION = 99_999_999
 """Eight digits in the key: beyond, the order of keys would no longer be the order of versions."""
 
@@ -171,6 +171,12 @@ class _Schema(msgspec.Struct):
     schema_version: int
 
 
+def max_header_bytes(tensors: Mapping[str, TensorEntry]) -> int:
+    """How long the header of a safetensors file with these tensors can be: a header that describes a million
+    others is refused before it is parsed. Escaping makes a character at most six."""
+    return SPARE_HEADER_BYTES + sum(160 + 6 * len(name) + 21 * len(tensor.shape) for name, tensor in tensors.items())
+
+
 def _check_files(manifest: PolicyManifest) -> None:
     if not 1 <= len(manifest.files) <= MAX_FILES:
         raise InvalidRecord("files", f"must have 1 to {MAX_FILES} entries, got {len(manifest.files)}")
@@ -204,5 +210,5 @@ def _check_tensors(manifest: PolicyManifest) -> None:
     total = sum(tensor.num_bytes for tensor in manifest.tensors.values())
     if total > MAX_WEIGHTS_BYTES:
         raise InvalidRecord("tensors", f"have {total} bytes, at most {MAX_WEIGHTS_BYTES} are accepted")
-    if manifest.encoding == FULL and not total < manifest.num_bytes <= total + 8 + MAX_FILE_HEADER_BYTES:
+    if manifest.encoding == FULL and not total < manifest.num_bytes <= total + 8 + max_header_bytes(manifest.tensors):
         raise InvalidRecord("files[0].num_bytes", f"{manifest.num_bytes} does not fit tensors of {total} bytes")

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sop.broadcast.manifest import DTYPES, ENCODINGS, MAX_FILE_HEADER_BYTES, PolicyManifest, TensorEntry
+from sop.broadcast.manifest import DTYPES, ENCODINGS, PolicyManifest, TensorEntry, max_header_bytes
 from sop.core.errors import PolicyRefused
 from sop.core.policy import Weights
 
@@ -101,7 +101,7 @@ def read_weights(data: bytes, manifest: PolicyManifest) -> Weights:
         )
     if file_hash(data) != file.hash:
         raise PolicyRefused(f"{policy}: {file.key} is altered: its hash is {file_hash(data)}, not {file.hash}")
-    header, start = _read_header(data, policy)
+    header, start = _read_header(data, max_header_bytes(manifest.tensors), policy)
     _check_names(header, manifest.tensors, policy)
     _check_offsets(header, len(data) - start, policy)
     weights: dict[str, npt.NDArray[Any]] = {}
@@ -134,10 +134,10 @@ def check_encoding(manifest: PolicyManifest) -> None:
         )
 
 
-def _read_header(data: bytes, policy: str) -> tuple[dict[str, _HeaderEntry], int]:
+def _read_header(data: bytes, limit: int, policy: str) -> tuple[dict[str, _HeaderEntry], int]:
     """Entries of a safetensors file and the position of its first tensor."""
     size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > min(MAX_FILE_HEADER_BYTES, len(data) - 8):
+    if len(data) < 8 or size > min(limit, len(data) - 8):
         raise PolicyRefused(f"{policy}: not a safetensors file (its header would have {size} bytes)")
     try:
         header = msgspec.json.decode(memoryview(data)[8 : 8 + size], type=dict[str, _HeaderEntry])

@@ -57,7 +57,7 @@ def make_spec(
     checked = build_settings(_kind(kind).settings, settings, f"policy {kind}")
     return PolicySpec(
         kind=kind,
-        config=msgspec.to_builtins(checked),
+        config=msgspec.json.decode(msgspec.json.encode(checked)),
         embodiment=embodiment,
         action_horizon=checked.action_horizon,
         execution_horizon=execution_horizon,

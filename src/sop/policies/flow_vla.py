@@ -163,14 +163,24 @@ class FlowVLA:
         conditioning: Conditioning,
         generators: Sequence[np.random.Generator],
     ) -> npt.NDArray[np.float32]:
-        """Plan for N robots at once, [N, H, A]; see `TrainablePolicy.infer_many`."""
+        """Plan for N robots at once, [N, H, A]; see `TrainablePolicy.infer_many`.
+
+        Raises:
+            ValueError: an image or a state is not of the embodiment, an indicator is asked for, or the sequences
+                differ in length.
+        """
+        if not len(observations) == len(instructions) == len(generators):
+            raise ValueError(
+                f"one instruction and one generator per observation: got {len(observations)} observations, "
+                f"{len(instructions)} instructions, {len(generators)} generators"
+            )
         if conditioning.advantage_indicator is not None:
             raise ValueError(_NO_INDICATOR)
         images = {
             camera: np.stack([_image(observation, camera, size) for observation in observations])
             for camera, size in self._spec.embodiment.cameras.items()
         }
-        state = np.stack([observation.state for observation in observations])
+        state = np.stack([_state(observation, self._spec.embodiment.num_states) for observation in observations])
         shape = (self._spec.action_horizon, self._spec.embodiment.num_actions)
         noise = np.stack([generator.standard_normal(shape, np.float32) for generator in generators])
         with torch.inference_mode():
@@ -257,6 +267,13 @@ def _image(observation: Observation, camera: str, size: tuple[int, int]) -> npt.
     if image.shape != (*size, 3) or image.dtype != np.uint8:
         raise ValueError(f"observation: {camera} must be uint8 {(*size, 3)}, got {image.dtype.name} {image.shape}")
     return image
+
+
+def _state(observation: Observation, count: int) -> npt.NDArray[np.float32]:
+    state = observation.state
+    if state.shape != (count,) or state.dtype != np.float32:
+        raise ValueError(f"observation: state must be float32 {(count,)}, got {state.dtype.name} {state.shape}")
+    return state
 
 
 def _module_name(camera: str) -> str:

@@ -73,7 +73,7 @@ def curve(record: RunRecord) -> bytes | None:
     expert = record.evaluation("expert")
     ceiling = {} if expert is None else dict(expert.tasks)
     rows = (len(tasks) + 1) // 2
-    top_in = 3.5
+    top_in = 3.9
 
     def paint(figure: Figure) -> None:
         grid = figure.add_gridspec(rows + 1, 2, height_ratios=[top_in, *[1.75] * rows])
@@ -127,7 +127,7 @@ def _paint_pooled(axes: Any, points: Sequence[_Point], tasks: Sequence[str], cei
         axes.plot(
             [point.minutes for point in mine],
             [point.tasks[task].success for point in mine],
-            color=task_color(tasks, task), lw=1.1, alpha=0.75, marker="o", ms=2.2, label=task,
+            color=task_color(tasks, task), lw=1.1, alpha=0.55, marker="o", ms=2, label=task,
         )  # fmt: skip
     pooled = [(point, point.pooled) for point in points if point.pooled is not None]
     x = [point.minutes for point, _ in pooled]
@@ -139,14 +139,16 @@ def _paint_pooled(axes: Any, points: Sequence[_Point], tasks: Sequence[str], cei
         axes.plot(point.minutes, result.success, "o", color=INK, ms=7 if large else 4, mec="white", mew=0.8)
         if large:
             axes.annotate(
-                f"{point.name} {percent(result.success)}", (point.minutes, result.success), xytext=(4, -15),
+                f"{point.name} {percent(result.success)}", (point.minutes, result.success), xytext=(6, -30),
                 textcoords="offset points", ha="left" if point.name == "base" else "right", fontweight="bold",
+                bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5}, zorder=4,
             )  # fmt: skip
     if ceiling is not None:
         _ceiling(axes, ceiling.success)
-        axes.text(0.995, ceiling.success - 0.012, f"expert {percent(ceiling.success)}", color=MUTED, fontsize=9,
-                  ha="right", va="top", transform=axes.get_yaxis_transform())  # fmt: skip
+        axes.text(0.01, ceiling.success + 0.012, f"expert {percent(ceiling.success)}", color=MUTED, fontsize=10.5,
+                  ha="left", va="bottom", transform=axes.get_yaxis_transform())  # fmt: skip
     percent_axis(axes)
+    axes.set_ylim(-0.02, 1.09)
     axes.set_ylabel("success in evaluation")
     axes.set_xlabel("fleet time / min")
     axes.legend(loc="lower right", ncols=2)
@@ -181,5 +183,5 @@ def _episodes_axis(axes: Any, ended_minutes: Sequence[float]) -> None:
     counts = [count for count in counts if 0 < count <= len(ended_minutes)]
     top = axes.secondary_xaxis("top")
     top.set_xticks([ended_minutes[count - 1] for count in counts], [str(count) for count in counts])
-    top.tick_params(length=3, labelsize=9)
-    top.set_xlabel("episodes collected", fontsize=9, color=MUTED)
+    top.tick_params(length=3, labelsize=10.5)
+    top.set_xlabel("episodes collected", fontsize=10.5, color=MUTED)

@@ -13,6 +13,7 @@ from sop.report.record import RunRecord, finite, laps
 from sop.report.style import HUMAN, INK, MUTED, POLICY, percent_axis, render, task_color
 from sop.report.words import seconds
 
+Picture = Callable[[RunRecord], bytes | None]
 _SHARE = "sampler/online_share/"
 _SECOND = "#9aa5b1"
 
@@ -34,22 +35,22 @@ def corrections(record: RunRecord) -> bytes | None:
         return None
     number = np.arange(1, len(episodes) + 1)
     window = min(16, max(4, len(episodes) // 6))
+    first = min(window // 2, len(episodes) - 2)
     interventions = [float(len(episode.interventions)) for episode in episodes]
     human, steps = ([float(getattr(e, name)) for e in episodes] for name in ("human_steps", "num_steps"))
 
     def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True)
         upper.plot(number, interventions, "o", color=HUMAN, ms=3, alpha=0.3, mew=0)
-        upper.plot(number, rolling(interventions, np.ones(len(episodes)).tolist(), window), color=HUMAN, lw=2.6)
+        mean = rolling(interventions, np.ones(len(episodes)).tolist(), window)
+        upper.plot(number[first:], mean[first:], color=HUMAN, lw=2.6)
         upper.set_title(f"interventions per episode, mean of the last {window}")
         upper.set_ylim(bottom=0)
         upper.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         share = rolling(human, steps, window)
-        lower.fill_between(number, share, color=HUMAN, alpha=0.85, lw=0)
-        lower.fill_between(number, share, 1, color=POLICY, alpha=0.25, lw=0)
-        middle = 0.75 * number[-1]
-        lower.text(middle, 0.04, "operator", color="white", fontweight="bold", ha="center", va="bottom")
-        lower.text(middle, 0.93, "policy", color=POLICY, fontweight="bold", ha="center", va="top")
+        lower.fill_between(number[first:], share[first:], color=HUMAN, alpha=0.85, lw=0, label="operator")
+        lower.fill_between(number[first:], share[first:], 1, color=POLICY, alpha=0.25, lw=0, label="policy")
+        lower.legend(loc="upper right", ncols=2)
         lower.set_title(f"who controlled the robots, share of steps in the last {window} episodes")
         percent_axis(lower)
         lower.set_ylim(0, 1)
@@ -141,7 +142,7 @@ def _stacked(panels: Sequence[Callable[[Any], None]]) -> bytes | None:
         for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
             panel(axes)
 
-    return render(2.7 * len(panels), paint)
+    return render(3.0 * len(panels), paint)
 
 
 def _paint_staleness(axes: Any, stale: Sequence[float]) -> None:
@@ -151,6 +152,7 @@ def _paint_staleness(axes: Any, stale: Sequence[float]) -> None:
     median, high = (percentile(stale, percent) for percent in (50, 99))
     axes.axhline(median, color=POLICY, lw=1.4)
     axes.set_title(f"staleness of every episode, versions (median {median:.0f}, 99 %: {high:.0f})")
+    axes.set_xlim(0, len(stale) + 1)
     axes.set_ylim(0, max(stale) + 1)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     _episodes(axes)
@@ -173,7 +175,7 @@ def _paint_waiting(axes: Any, series: Sequence[tuple[str, Sequence[float], str]]
     percent_axis(axes)
     axes.set_title(title)
     axes.set_xlabel("seconds")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.26), borderaxespad=0, borderpad=0)
 
 
 def _episodes(axes: Any) -> None:

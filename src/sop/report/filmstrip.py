@@ -67,7 +67,7 @@ def film_strip(record: RunRecord, strip: Strip) -> bytes | None:
     side = WIDTH_IN / _COLUMNS
 
     def paint(figure: Figure) -> None:
-        ratios = ([side] * len(cameras) + [0.42]) * bands + [0.75]
+        ratios = ([side] * len(cameras) + [0.42]) * bands + [0.26]
         grid = figure.add_gridspec(len(ratios), _COLUMNS, height_ratios=ratios, hspace=0.02, wspace=0.02)
         for number, step in enumerate(steps):
             row = number // _COLUMNS * (len(cameras) + 1)
@@ -76,14 +76,16 @@ def film_strip(record: RunRecord, strip: Strip) -> bytes | None:
                 axes = figure.add_subplot(grid[row + offset, number % _COLUMNS])
                 axes.imshow(episode.frame(camera, step), interpolation="bicubic")
                 _frame_border(axes, _COLORS[who])
+                if not number % _COLUMNS:
+                    axes.set_ylabel(camera, fontsize=9.5, color=MUTED)
             label = figure.add_subplot(grid[row + len(cameras), number % _COLUMNS])
             label.axis("off")
             note = _note(step, strip.correction, episode.num_steps, strip.episode.outcome)
             label.text(0.5, 1.0, f"{step / hz:.1f} s\n{note}", color=_COLORS[who] if note else MUTED, ha="center",
-                       va="top", fontsize=8.5, fontweight="bold" if note else "normal")  # fmt: skip
+                       va="top", fontsize=10, fontweight="bold" if note else "normal")  # fmt: skip
         _paint_timeline(figure.add_subplot(grid[-1, :]), episode, strip.correction, hz)
 
-    return render(sum([side] * len(cameras) + [0.42]) * bands + 1.2, paint)
+    return render(sum([side] * len(cameras) + [0.42]) * bands + 1.1, paint)
 
 
 def _frame_border(axes: Any, color: str) -> None:

@@ -25,14 +25,16 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .2rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .3rem; }
 p { margin: .4rem 0; }
 .quiet { color: var(--muted); font-size: .92rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1.2rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .6rem; margin: 1.2rem 0; }
 .tile { background: var(--soft); border-radius: .6rem; padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.35rem; line-height: 1.3; }
 .tile span { color: var(--muted); font-size: .85rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; margin: .6rem 0; }
-th, td { padding: .4rem .7rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .4rem 0 .4rem .9rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { padding-left: 0; text-align: left; }
+table.facts td:first-child { white-space: normal; }
+.tile b { white-space: nowrap; }
 th { font-weight: 600; color: var(--muted); }
 tr.total td { font-weight: 700; border-top: 2px solid var(--ink); }
 td small { color: var(--muted); font-weight: 400; }
@@ -128,7 +130,7 @@ def _page(summary: Mapping[str, Any], sections: Iterable[_Section]) -> str:
     parts = [
         f"<h1>{name}</h1>",
         f'<p class="quiet">{escape(", ".join(about))}</p>',
-        f"<p>{escape(describe(summary))}</p>",
+        f"<p>{escape(describe(summary)).replace(' %', '&nbsp;%')}</p>",
         _tiles(summary),
         _task_table(summary),
         _held_out_table(summary),
@@ -176,11 +178,19 @@ def _rate(rate: float | None, interval: Sequence[float] | None) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, total: Sequence[str] | None = None) -> str:
     """Cells are HTML; the caller escapes what comes from outside."""
-    lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
+    lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>", *map(_row, rows)]
     if total is not None:
-        lines.append(f'<tr class="total">{"".join(f"<td>{cell}</td>" for cell in total)}</tr>')
+        lines.append(_row(total).replace("<tr>", '<tr class="total">', 1))
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _facts(rows: Iterable[Sequence[str]]) -> str:
+    """A table of names and values without a head."""
+    return f'<table class="facts">{"".join(map(_row, rows))}</table>'
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _task_table(summary: Mapping[str, Any]) -> str:
@@ -273,7 +283,7 @@ def _accounting(summary: Mapping[str, Any]) -> str:
         ),
     ]
     definition = escape(summary["definitions"]["lost_episodes"])
-    return f'<h2>Accounts</h2>{_table(("", ""), rows)}<p class="quiet">{definition}.</p>'
+    return f'<h2>Accounts</h2>{_facts(rows)}<p class="quiet">{definition}.</p>'
 
 
 def _setup(summary: Mapping[str, Any]) -> str:

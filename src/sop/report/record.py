@@ -183,8 +183,10 @@ def _read_checkpoint(store: ObjectStore) -> tuple[list[str] | None, int | None]:
 
 
 def _read_spools(actors: Path) -> tuple[list[str] | None, set[str]]:
+    """Keys in the journals, and those of them whose file still waits; a line that a crash cut is no episode."""
     journals = sorted(actors.glob("*/spool/journal"))
-    recorded = [line for path in journals for line in path.read_text().splitlines() if line]
+    texts = (path.read_text() for path in journals)
+    recorded = [line for text in texts for line in text[: text.rfind("\n") + 1].split("\n") if line]
     key_of = {Path(key).name: key for key in recorded}
     spooled = {key_of[path.name] for path in actors.glob("*/spool/*.arrow") if path.name in key_of}
     return (recorded if journals else None), spooled

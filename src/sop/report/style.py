@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 WIDTH_IN = 6.4
-"""Text of 10.5 points stays readable when this is shrunk to the width of a phone."""
+"""Text of 12 points stays readable when this is shrunk to the width of a phone."""
 DPI = 170
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e6e9ee"
 POLICY, HUMAN = "#3f7cac", "#e07a2f"
@@ -17,8 +17,9 @@ POLICY, HUMAN = "#3f7cac", "#e07a2f"
 TASKS = ("#4c9f70", "#8e5ea8", "#c9a227", "#c2476d", "#2a9d9d", "#7d5a3c", "#5b6fd6", "#8a8d91")
 """Colours of tasks, in the order of the run; repeated after the last."""
 _STYLE: dict[str, Any] = {
-    "font.size": 10.5,
+    "font.size": 12,
     "text.color": INK,
+    "text.parse_math": False,  # a task may be called anything, also a$b$
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "axes.linewidth": 0.8,
@@ -26,7 +27,7 @@ _STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 12,
     "axes.titlelocation": "left",
     "grid.color": GRID,
     "grid.linewidth": 0.8,
@@ -35,7 +36,7 @@ _STYLE: dict[str, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 11,
     "lines.solid_capstyle": "round",
     "lines.linewidth": 1.6,
 }

@@ -67,13 +67,11 @@ def _success(summary: Mapping[str, Any]) -> str:
         return f"The final policy succeeds in {_rate(final)}; there is no evaluation of the base to compare with."
     low, high = gain["interval"]
     text = f"Success over {count(len(summary['per_task']), 'task')} went from {_rate(base)} to {_rate(final)}: "
-    text += f"{points(gain['difference'])} points (95 % interval {points(low)} to {points(high)}). "
-    if low > 0:
-        text += "The interval is above zero."
-    elif high < 0:
-        text += "The policy got worse: the interval is below zero."
-    else:
-        text += "The interval includes zero, so this run does not show a difference."
+    text += f"{points(gain['difference'])} points (95 % interval {points(low)} to {points(high)})."
+    if high < 0:
+        text += " The policy got worse."
+    elif low <= 0:
+        text += " The interval includes zero, so this run does not show a difference."
     worse = [task for task, row in summary["per_task"].items() if _fell(row)]
     if worse:
         text += f" Worse than the base on: {', '.join(worse)}."
@@ -99,20 +97,19 @@ def _held_out(summary: Mapping[str, Any]) -> str:
 
 def _loop(summary: Mapping[str, Any]) -> str:
     freshness = summary["freshness"]
-    parts = []
-    swap = freshness["publish_to_swap_s"]
-    if swap["p50"] is not None:
-        parts.append(f"a published policy acted after {seconds(swap['p50'])} (99 %: {seconds(swap['p99'])})")
-    sampleable = freshness["episode_to_sampleable_s"]
-    if sampleable["p50"] is not None:
-        parts.append(
-            f"an episode could be learned from after {seconds(sampleable['p50'])} (99 %: {seconds(sampleable['p99'])})"
-        )
+    ways = {
+        "a published policy acted": freshness["publish_to_swap_s"],
+        "an episode could be learned from": freshness["episode_to_sampleable_s"],
+    }
+    parts = [
+        f"{what} after {seconds(time['p50'])} (99 % within {seconds(time['p99'])})"
+        for what, time in ways.items()
+        if time["p50"] is not None
+    ]
     if not parts:
         return ""
-    return f"The learner published {count(summary['publishes'], 'policy')}; ".replace("policys", "policies") + (
-        "at the median, " + " and ".join(parts) + "."
-    )
+    policies = "1 policy" if summary["publishes"] == 1 else f"{summary['publishes']} policies"
+    return f"The learner published {policies}; at the median, {' and '.join(parts)}."
 
 
 def _safety(summary: Mapping[str, Any]) -> str:
@@ -121,7 +118,7 @@ def _safety(summary: Mapping[str, Any]) -> str:
     if recorded:
         text = f"Of {count(recorded, 'recorded episode')} {lost} {'was' if lost == 1 else 'were'} lost"
         if doubled is not None:
-            text += f", {doubled} learned from twice"
+            text += f", {doubled} indexed twice"
         text += f" and {summary['quarantined']} refused."
     if summary["wall_minutes"] is not None:
         text += f" Everything took {summary['wall_minutes']:.1f} minutes."

@@ -216,7 +216,12 @@ class SimulatedRobot(gymnasium.Env[RobotObservation, npt.NDArray[np.float32]], A
         return self._observation(), self.progress(), success, truncated, info
 
     def observe(self) -> RobotObservation:
-        """Render and return the current observation, whatever `render_images` says. Moves nothing."""
+        """Render and return the current observation, whatever `render_images` says. Moves nothing.
+
+        Raises:
+            ValueError: there was no `reset` yet, or the robot is closed.
+        """
+        self._require_world()
         self._images = self._render()
         return self._observation()
 
@@ -227,6 +232,10 @@ class SimulatedRobot(gymnasium.Env[RobotObservation, npt.NDArray[np.float32]], A
 
     def _observation(self) -> RobotObservation:
         return {"images": dict(self._images), "state": self._state()}
+
+    def _require_world(self) -> None:
+        if self._closed or not self._time_limit:
+            raise ValueError(f"the robot {self.embodiment.name!r} has no world yet or is closed: call reset() first")
 
     def _require_task(self, task: object) -> str:
         if task not in self.instructions:

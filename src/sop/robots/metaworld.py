@@ -194,8 +194,8 @@ class MetaWorldRobot(SimulatedRobot):
 
     @property
     def _current(self) -> _Stage:
-        if self._stage is None:
-            raise ValueError(f"the robot {self.embodiment.name!r} has no world yet: call reset() first")
+        self._require_world()
+        assert self._stage is not None  # noqa: S101  (set by the reset that made the world)
         return self._stage
 
 

@@ -74,7 +74,7 @@ class ToyRobot(SimulatedRobot):
         self._edges = {"top": edges, "wrist": (2 * edges - 1) * WRIST_REACH}
         self._offsets = np.zeros((4, 2))
         self._places = _HOMES.copy()
-        self._target = -1
+        self._target = 0
 
     def horizon(self, task: str) -> int:
         """25 steps for every task."""
@@ -113,8 +113,7 @@ class ToyRobot(SimulatedRobot):
         return np.array(self._places[3], np.float32)
 
     def _to_block(self) -> npt.NDArray[np.float64]:
-        if self._target < 0:
-            raise ValueError("the robot 'toy-hand' has no world yet: call reset() first")
+        self._require_world()
         return np.asarray(self._places[self._target] - self._places[3])
 
 

@@ -6,6 +6,7 @@ A policy that only has the mean loss of a batch keeps `POLICY_RULES` and breaks 
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +80,7 @@ def a_batch_is_not_changed(make_policy: MakePolicy) -> None:
     """Arrays of a batch may be read-only, and are the same afterwards."""
     policy = make_policy()
     batch = sample_batch(policy.spec)
-    arrays = (*batch.images.values(), batch.state, batch.action, batch.loss_weight)
+    arrays: list[npt.NDArray[Any]] = [*batch.images.values(), batch.state, batch.action, batch.loss_weight]
     before = copy.deepcopy(arrays)
     for array in arrays:
         array.flags.writeable = False
@@ -191,11 +192,11 @@ def wrong_weights_are_refused_and_the_old_ones_stay(make_policy: MakePolicy) -> 
     changed = {name: array + 1 for name, array in kept.items()}
     poisoned = changed[last].copy()
     poisoned.flat[0] = np.nan
-    cases: dict[str, dict[str, npt.NDArray[np.float32]]] = {
+    cases: dict[str, dict[str, npt.NDArray[Any]]] = {
         "missing": {name: array for name, array in changed.items() if name != last},
         "unknown": changed | {"surplus": np.zeros(1, np.float32)},
         "misshapen": changed | {last: np.zeros((*kept[last].shape, 2), np.float32)},
-        "mistyped": changed | {last: changed[last].astype(np.float64)},  # type: ignore[dict-item]
+        "mistyped": changed | {last: changed[last].astype(np.float64)},
         "not finite": changed | {last: poisoned},
     }
     for case, weights in cases.items():

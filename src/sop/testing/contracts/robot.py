@@ -99,8 +99,8 @@ def the_lab_is_the_central_half_of_the_deployment_box(robot: SimulatedRobot) -> 
         require(0.8 < max(starts["deployment"]) <= 1, f"{task}: deployment does not use the whole box")
 
 
-def the_hand_begins_away_from_home_in_deployment_only(robot: SimulatedRobot) -> None:
-    """By 0 to `start_steps` steps; the lab, with the same box, begins at home."""
+def start_steps_displace_the_hand_before_the_episode(robot: SimulatedRobot) -> None:
+    """By a random number of steps; the rest of the world is the same."""
     home = Scene(name="home", box=0.5)
     away = Scene(name="away", box=0.5, start_steps=8)
     moved = []
@@ -128,7 +128,9 @@ def a_push_replaces_the_commanded_displacement(robot: SimulatedRobot) -> None:
         steps = np.flatnonzero(disturbed)
         require(first <= steps[0] <= last, f"the push begins at step {steps[0]}, outside {robot.push_window}")
         require_equal(steps.tolist(), list(range(steps[0], steps[0] + len(steps))), "steps of the push")
-        require(len(steps) == DEPLOYMENT.push_steps or len(disturbed) == steps[-1] + 1, f"pushed for {len(steps)} steps")
+        require(
+            len(steps) == DEPLOYMENT.push_steps or len(disturbed) == steps[-1] + 1, f"pushed for {len(steps)} steps"
+        )
         require(max(moved[step] for step in steps) > 2 * moved[steps[0] - 1], "the push does not move the hand")
     trace = run(robot, robot.tasks[0], seed=0, scene=LAB)
     require(not any(step.disturbed for step in trace), "a push in the lab")
@@ -215,7 +217,11 @@ def a_bad_reset_is_refused_with_what_would_be_right(robot: SimulatedRobot) -> No
     def reset(options: dict[str, Any]) -> object:
         return robot.reset(seed=0, options=options)
 
-    for call in (lambda: reset({"task": "make-tea"}), lambda: robot.horizon("make-tea")):
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: reset({"task": "make-tea"}),
+        lambda: robot.horizon("make-tea"),
+    )
+    for call in calls:
         try:
             call()
         except ValueError as error:
@@ -228,7 +234,7 @@ def a_bad_reset_is_refused_with_what_would_be_right(robot: SimulatedRobot) -> No
 
 
 def a_fresh_robot_refuses_to_act_before_reset(open_robot: Callable[[], SimulatedRobot]) -> None:
-    """And an episode that has ended or was closed is over."""
+    """There is no world to look at yet."""
     robot = open_robot()
     try:
         for call in (lambda: robot.step(idle(robot)), robot.expert_action, robot.progress, robot.observe):
@@ -334,7 +340,7 @@ ROBOT_RULES: tuple[Callable[[SimulatedRobot], None], ...] = (
     an_episode_without_a_seed_follows_from_the_last_seed,
     switching_tasks_back_and_forth_changes_nothing,
     the_lab_is_the_central_half_of_the_deployment_box,
-    the_hand_begins_away_from_home_in_deployment_only,
+    start_steps_displace_the_hand_before_the_episode,
     a_push_replaces_the_commanded_displacement,
     success_terminates_and_ends_the_episode,
     time_runs_out_exactly_at_the_limit,
