@@ -1,16 +1,22 @@
 """Small policies for the tests of publisher and subscriber."""
 
+import random
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from sop.broadcast import Subscriber
 from sop.broadcast.manifest import FileEntry, PolicyFacts, PolicyManifest
-from sop.broadcast.weights import encode_weights, file_hash
+from sop.broadcast.weights import encode_weights
 from sop.core import layout
+from sop.core.codec import content_hash
 from sop.core.embodiment import Embodiment
+from sop.core.events import TOPIC_POLICIES, PolicyPublished, encode_event
 from sop.core.policy import Conditioning, PolicySpec, Weights
-from sop.testing.memory import MemoryStore
+from sop.testing.memory import MemoryBus, MemoryStore
 
 PATIENCE_S = 30.0
 """Upper bound of waits that end as soon as what they wait for has happened."""
@@ -61,7 +67,7 @@ def facts(step: int = 0, embodiment: Embodiment = ROBOT) -> PolicyFacts:
 def policy(version: int, tensors: Weights | None = None, **changes: Any) -> tuple[PolicyManifest, bytes]:
     """(manifest, weights file) of a version as the publisher makes them, with changed fields of the manifest."""
     data, entries = encode_weights(weights(version) if tensors is None else tensors)
-    file = FileEntry(layout.policy_weights(version), len(data), file_hash(data))
+    file = FileEntry(layout.policy_weights(version), len(data), content_hash(data))
     fields: dict[str, Any] = {name: getattr(facts(version), name) for name in PolicyFacts.__dataclass_fields__}
     fields |= {"version": version, "parent_version": None, "created_utc_ns": 1000 + version}
     fields |= {"files": (file,), "tensors": entries}
@@ -79,3 +85,63 @@ def place(store: MemoryStore, manifest: PolicyManifest | dict[str, Any], data: b
     if data is not None:
         store.tamper(layout.policy_weights(version), data)
     store.tamper(layout.policy_manifest(version), msgspec.json.encode(manifest))
+
+
+def bytes_of(tensors: object) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in dict(tensors).items()}  # type: ignore[call-overload]
+
+
+class Gate:
+    """Lets a hook be held at one place until the test opens it."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, *_: object) -> None:
+        self.reached.set()
+        assert self.open.wait(PATIENCE_S)
+
+
+NEVER_S = 1e9
+"""A listing that is not due while a test runs."""
+
+
+class World:
+    """A store, a bus, a hand-wound clock for the listings, and subscribers that are closed at the end."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str]] = []
+        self.store = MemoryStore(before=lambda *call: self.log.append(call))
+        self.bus = MemoryBus()
+        self.now_s = 0.0
+        self.subscribers: list[Subscriber] = []
+
+    def subscribe(self, **options: Any) -> Subscriber:
+        settings: dict[str, Any] = {
+            "list_every_s": NEVER_S,
+            "poll_s": 0.01,
+            "monotonic": lambda: self.now_s,
+            "clock_ns": lambda: 777,
+            "rng": random.Random(0),
+        }
+        subscriber = Subscriber(self.store, self.bus, ROBOT, **(settings | options))
+        self.subscribers.append(subscriber)
+        return subscriber
+
+    def announce(self, version: int, attempt: int = 0, manifest: str | None = None) -> None:
+        key = layout.policy_manifest(version) if manifest is None else manifest
+        event = PolicyPublished(version=version, manifest=key, published_utc_ns=5000 + version)
+        self.bus.publish(TOPIC_POLICIES, encode_event(event), f"{key}-{attempt}")
+
+    def publish(self, version: int) -> None:
+        place(self.store, *policy(version), version)
+        self.announce(version)
+
+    def fetched(self, name: str) -> list[int]:
+        """Versions whose object of this name was asked for."""
+        return [layout.version_of(key) for operation, key in self.log if operation == "get" and key.endswith(name)]
+
+
+def eventually(subscriber: Subscriber, condition: Callable[[], bool]) -> None:
+    with subscriber._changed:
+        assert subscriber._changed.wait_for(condition, PATIENCE_S)

@@ -2,14 +2,13 @@
 
 import math
 import random
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from broadcast_examples import PATIENCE_S, facts, place, policy, weights
+from broadcast_examples import PATIENCE_S, Gate, bytes_of, facts, place, policy, weights
 from sop.broadcast import Publisher, fetch_policy, published_versions
 from sop.core import layout
 from sop.core.errors import InvalidRecord, NotFound, RunError, StoreUnavailable
@@ -18,17 +17,6 @@ from sop.core.policy import Conditioning
 from sop.testing.memory import MemoryBus, MemoryStore
 
 MakePublisher = Callable[..., Publisher]
-
-
-class Gate:
-    """Lets a hook be held at one place until the test opens it."""
-
-    def __init__(self) -> None:
-        self.reached, self.open = threading.Event(), threading.Event()
-
-    def __call__(self, *_: object) -> None:
-        self.reached.set()
-        assert self.open.wait(PATIENCE_S)
 
 
 @pytest.fixture
@@ -53,10 +41,6 @@ def failing_puts(should_fail: Callable[[str], bool]) -> Callable[[str, str], Non
             raise StoreUnavailable(f"no answer for {key}")
 
     return before
-
-
-def bytes_of(tensors: object) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in dict(tensors).items()}  # type: ignore[call-overload]
 
 
 def test_tensors_then_manifest_then_event(make: MakePublisher) -> None:

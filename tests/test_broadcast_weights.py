@@ -17,7 +17,7 @@ from safetensors.numpy import load
 
 from broadcast_examples import as_json, policy, weights
 from sop.broadcast.manifest import MAX_MANIFEST_BYTES, FileEntry, PolicyManifest
-from sop.broadcast.weights import encode_weights, file_hash, read_weights
+from sop.broadcast.weights import encode_weights, read_weights
 from sop.core.codec import content_hash
 from sop.core.errors import InvalidRecord, PolicyRefused
 
@@ -36,7 +36,7 @@ ODD_ONES = {
 
 def refiled(manifest: PolicyManifest, data: bytes) -> PolicyManifest:
     """The manifest of somebody who vouches for other bytes."""
-    return replace(manifest, files=(FileEntry(manifest.files[0].key, len(data), file_hash(data)),))
+    return replace(manifest, files=(FileEntry(manifest.files[0].key, len(data), content_hash(data)),))
 
 
 def with_header(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
@@ -75,10 +75,6 @@ def test_tensors_are_aligned_read_only_views_of_the_file() -> None:
     assert not any(array.flags.writeable for array in read_weights(bytearray(data), manifest).values())  # type: ignore[arg-type]
 
 
-def test_the_file_hash_is_the_content_hash() -> None:
-    assert file_hash(memoryview(b"some bytes")) == content_hash(b"some bytes")
-
-
 @pytest.mark.parametrize("bad", [np.array([object()]), np.array(["text"]), np.array([1j]), np.zeros(2, "V2")])
 def test_a_dtype_that_does_not_travel_is_refused_by_name(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"tensor 'bad' has dtype .* use one of .*'F32'"):
@@ -108,7 +104,7 @@ def test_one_altered_byte_is_noticed_wherever_it_is(position: int, flip: int) ->
 
 
 @given(st.integers(0), st.integers(1, 255))
-def test_one_altered_byte_is_noticed_even_when_the_file_hash_agrees(position: int, flip: int) -> None:
+def test_one_altered_byte_is_noticed_even_when_the_content_hash_agrees(position: int, flip: int) -> None:
     manifest, data = policy(3)
     altered = bytearray(data)
     position %= len(data)
@@ -290,7 +286,7 @@ def test_hostile_sizes_are_refused_in_little_memory() -> None:
     assert len(crowd) < MAX_MANIFEST_BYTES, "gets past the first check"
     million = with_header(data, lambda header: header.update({f"{i}": {} for i in range(1_000_000)}))
     patient = SimpleNamespace(**{name: getattr(manifest, name) for name in ("version", "encoding", "tensors")})
-    patient.files = (FileEntry(manifest.files[0].key, len(million), file_hash(million)),)
+    patient.files = (FileEntry(manifest.files[0].key, len(million), content_hash(million)),)
     tracemalloc.start()
     with pytest.raises(InvalidRecord, match="tensors: must have 1 to 100000 entries, got 350000"):
         PolicyManifest.from_json(crowd)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import sop.testing.contracts.robot as contract
+import sop.testing.contracts.operator as contract
 from sop.config import OperatorConfig
 from sop.core.embodiment import Observation
 from sop.operators import OPERATORS, Demonstrator, Nobody, Operator, Oracle, StandIn, make_operator

@@ -136,10 +136,17 @@ def test_fleet_time_leaves_out_the_time_in_which_the_run_was_stopped(tmp_path: P
     for number, start_s in enumerate((0, 60, 3600)):
         run.record(make_episode("P" * 20, sequence=number, start_s=start_s))
     time = FleetTime(read_run(run.folder))
-    assert time.minutes(START_UTC_S - 500) == 0.0
-    assert time.minutes(START_UTC_S + 61) == pytest.approx(61 / 60)
-    assert time.minutes(START_UTC_S + 3600) == pytest.approx(61 / 60)
-    assert time.episode_minutes() == pytest.approx([1 / 60, 61 / 60, 62 / 60])
+    assert time.at(START_UTC_S - 500) == 0.0
+    assert time.at(START_UTC_S + 61) == pytest.approx(61)
+    assert time.at(START_UTC_S + 3600) == pytest.approx(61)
+    assert time.episode_ends() == pytest.approx([1, 61, 62])
+
+
+def test_fleet_time_counts_from_the_learners_first_lap_when_there_is_no_fleet(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for at_s, version in ((0.0, -1), (100.0, 0), (110.0, 1)):  # pretraining, then two laps
+        run.log("learner", at_s, 1, {"learner/busy": 1.0, "learner/version": version})
+    assert FleetTime(read_run(run.folder)).at(START_UTC_S + 110) == pytest.approx(10)
 
 
 def _facts(controllers: str, outcome: Outcome = Outcome.SUCCESS) -> EpisodeFacts:

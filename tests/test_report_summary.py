@@ -43,7 +43,8 @@ def small_run(tmp_path: Path) -> RunDirectory:
     for sampleable_s, staleness in ((1.0, 0.0), (2.0, math.nan), (3.0, 2.0)):
         run.log("learner", 1.0, 0, {"episode/sampleable_s": sampleable_s, "episode/staleness": staleness})
     for swap_s in (1.0, 3.0):
-        run.log("fleet", 2.0, 0, {"fleet/publish_to_swap_s": swap_s, "fleet/publish_to_staged_s": 0.5})
+        run.log("fleet", 2.0, 1, {"fleet/publish_to_swap_s": swap_s, "fleet/publish_to_staged_s": 0.5})
+    run.log("fleet", 2.0, 0, {"fleet/publish_to_swap_s": 500.0, "fleet/publish_to_staged_s": 500.0})  # the base
     _log_lap(run, step=100, busy=0.1, worked_s=50.0, version=-1)  # pretraining
     _log_lap(run, step=10, busy=1.0, worked_s=1.0)
     _log_lap(run, step=20, busy=0.5, worked_s=3.0)
@@ -269,6 +270,15 @@ def test_the_paragraph_says_that_the_policy_got_worse(tmp_path: Path) -> None:
 def test_the_paragraph_of_an_empty_run_says_so(tmp_path: Path) -> None:
     (tmp_path / "timing.json").write_text('{"wall_s": {"setup": 30}, "interrupted": true}')
     assert describe(summarise(tmp_path)) == (
-        "The run was interrupted. The fleet has not finished an episode. No policy was evaluated. "
-        "Everything took 0.5 minutes."
+        "The run was interrupted. The fleet collected no episodes. No policy was evaluated. Everything took 30 s."
     )
+
+
+def test_the_paragraph_tells_demonstrations_from_a_fleet_that_acted(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_run()
+    for number in range(2):
+        run.record(make_episode("H" * 20, sequence=number, version=None))
+    summary = summarise(run.folder)
+    assert summary["demonstrated_episodes"] == 2
+    assert describe(summary).startswith("Operators recorded 2 demonstrations in 4 s of robot time.")

@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
     from sop.launcher import Launcher, take_base
     from sop.presets import make_config
     from sop.processes import stop_on_signals
-    from sop.system import create_run, open_run
+    from sop.runs import create_run, open_run
 
     shortcuts = {
         "seed": options.seed,
@@ -130,7 +130,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _actor(options: argparse.Namespace) -> int:
     from sop.processes import stop_on_signals, stop_with_parent
-    from sop.system import ActorOptions, open_run, run_actor
+    from sop.runs import open_run
+    from sop.system import ActorOptions, run_actor
 
     stop = stop_on_signals()
     stop_with_parent()
@@ -143,7 +144,8 @@ def _actor(options: argparse.Namespace) -> int:
 
 def _learner(options: argparse.Namespace) -> int:
     from sop.processes import stop_on_signals, stop_with_parent
-    from sop.system import open_run, run_learner, run_pretraining
+    from sop.runs import open_run
+    from sop.system import run_learner, run_pretraining
 
     stop = stop_on_signals()
     stop_with_parent()
@@ -155,7 +157,7 @@ def _learner(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from sop.evaluator import evaluate, evaluate_part, follow, make_request, newest_version
     from sop.processes import stop_on_signals, stop_with_parent
-    from sop.system import open_run
+    from sop.runs import open_run
 
     stop = stop_on_signals()
     stop_with_parent()
@@ -178,7 +180,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from sop.report import describe, summarise, write_report
-    from sop.system import open_run
+    from sop.runs import open_run
 
     open_run(options.run)
     path = write_report(Path(options.run))

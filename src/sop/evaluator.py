@@ -23,7 +23,7 @@ from sop.evaluation import Driver, ExpertDriver, PolicyDriver, evaluate_task, me
 from sop.policies import make_policy
 from sop.processes import child_environment
 from sop.robots import make_robot
-from sop.system import Run
+from sop.runs import Run
 
 _log = logging.getLogger(__name__)
 PROGRESS_SEED_OFFSET = 2**20

@@ -10,7 +10,7 @@ from sop.core import layout
 from sop.core.codec import EncodedEpisode
 from sop.core.evaluation import EvaluationResult
 from sop.core.layout import EpisodeKey
-from sop.system import Run, open_run
+from sop.runs import Run, open_run
 
 
 def print_run(place: str, *, num_episodes: int) -> None:
@@ -46,11 +46,11 @@ def _print_episodes(run: Run, console: Console, num_episodes: int) -> Counter[in
     table = Table(title=f"{len(rows)} episodes, the last {min(num_episodes, len(rows))}")
     for column in ("episode", "actor", "number", "task", "version", "outcome", "steps", "human", "interventions"):
         table.add_column(column)
-    for _, key, episode in rows[-num_episodes:] if num_episodes else []:
+    for _, name, episode in rows[-num_episodes:] if num_episodes else []:
         version = "demonstration" if episode.policy_version is None else str(episode.policy_version)
         marks = "; ".join(f"{mark.start}-{mark.stop} {mark.operator}: {mark.reason}" for mark in episode.interventions)
         human = f"{episode.controller.mean():.0%}"
-        facts = (key.episode_id[:12], key.actor_id, str(key.sequence), episode.header.task, version, episode.outcome)
+        facts = (name.episode_id[:12], name.actor_id, str(name.sequence), episode.header.task, version, episode.outcome)
         table.add_row(*facts, str(episode.num_steps), human, marks)
     console.print(table)
     return acted

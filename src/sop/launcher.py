@@ -30,7 +30,7 @@ from sop.metrics import JsonlSink
 from sop.monitor import Monitor, RunView
 from sop.processes import Children
 from sop.report import describe, summarise, write_report
-from sop.system import Run
+from sop.runs import Run
 
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25

@@ -137,7 +137,7 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
     Several processes share few cores; a pool of threads in each (OpenMP, the software renderer) makes all slower.
     """
-    threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS")}
+    threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS",)}
     return {**os.environ, **threads, **extra, _PARENT: str(os.getpid())}
 
 

@@ -31,12 +31,10 @@ This module wires the parts and calls every constructor; the parts do not know e
 
 import logging
 import os
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Event
 
 import msgspec
@@ -48,14 +46,13 @@ from sop.actor.uploader import next_stored_sequence
 from sop.algorithms import Algorithm, make_algorithm
 from sop.broadcast import Publisher, Subscriber, fetch_policy
 from sop.buffer import AdaptiveSampler, BatchLoader, EpisodeIndex, Ingest, PayloadCache
-from sop.config import LearnerConfig, RunConfig
+from sop.config import LearnerConfig
 from sop.core import layout
 from sop.core.clock import SystemClock
 from sop.core.codec import content_hash
-from sop.core.errors import AlreadyExists, NotFound, RunError
-from sop.core.events import TOPIC_ACTORS, TOPIC_LEARNER, LearnerReported, encode_event
+from sop.core.errors import RunError
+from sop.core.events import TOPIC_LEARNER, LearnerReported, encode_event
 from sop.core.experience import Collection
-from sop.core.run import RunManifest
 from sop.learner import Bookkeeping, CheckpointStore, Learner, Optimization
 from sop.learner.learner import LearnerParts
 from sop.learner.optimization import constant_after_warmup
@@ -63,88 +60,12 @@ from sop.learner.pretrain import cosine_after_warmup, pretrain
 from sop.metrics import JsonlSink
 from sop.operators import Demonstrator, make_operator
 from sop.policies import TrainablePolicy, compute_normalization, freeze, make_policy, make_spec
-from sop.presets import config_from_dict, config_to_dict
 from sop.robots import DEPLOYMENT, LAB, make_robot
-from sop.transport import EventBus, ObjectStore, default_bus_url, open_bus, open_store, probe
+from sop.runs import Run
 
 _log = logging.getLogger(__name__)
 CACHE_BYTES = 4 << 30
 """Encoded episodes that the learner keeps in memory."""
-STATUS_KEEP_S = 600.0
-"""Seconds after which the bus forgets signs of life."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """An open run: where it is, what it is, and its store."""
-
-    place: str
-    """What was given on the command line; child processes are given the same."""
-    folder: Path
-    """Local files of this machine: spools, logs, metrics, report."""
-    store: ObjectStore
-    bus_url: str
-    manifest: RunManifest
-    config: RunConfig
-
-    @contextmanager
-    def bus(self, *, owner: bool = False) -> Iterator[EventBus]:
-        """A connection to the bus, closed at the end."""
-        keep_s = {TOPIC_ACTORS: STATUS_KEEP_S, TOPIC_LEARNER: STATUS_KEEP_S}
-        bus = open_bus(self.bus_url, owner=owner, keep_s=keep_s)
-        try:
-            yield bus
-        finally:
-            bus.close()
-
-
-def create_run(folder: Path, config: RunConfig) -> Run:
-    """Make the store of a new run and write `run.json`; the store is probed first.
-
-    Raises:
-        RunError: there is a run already.
-        ValueError: a task that the robot does not know.
-    """
-    store = open_store(str(folder / "store"))
-    probe(store)
-    robot = make_robot(config.robot)
-    tasks = config.robot.all_tasks
-    manifest = RunManifest(
-        name=folder.name,
-        created_utc_ns=time.time_ns(),
-        embodiment=robot.embodiment,
-        instructions={task: robot.instructions[task] for task in tasks},
-        fleet_tasks=config.robot.fleet_tasks,
-        held_out_tasks=config.robot.held_out_tasks,
-        config=config_to_dict(config),
-    )
-    robot.close()
-    try:
-        store.put(layout.RUN, manifest.to_json())
-    except AlreadyExists as error:
-        raise RunError(f"{folder} holds a run already: resume it or choose another name") from error
-    return open_run(str(folder))
-
-
-def open_run(place: str, bus_url: str | None = None) -> Run:
-    """Open a run by its folder (`runs/demo`) or by the URL of its store.
-
-    Raises:
-        RunError: there is no run.
-    """
-    folder = Path(place)
-    is_folder = (folder / "store").is_dir()
-    store_url = str(folder / "store") if is_folder else place
-    if not is_folder and "://" not in place:
-        raise RunError(f"{place} is not the folder of a run (it has no store/): start one with `sop run`")
-    store = open_store(store_url)
-    try:
-        manifest = RunManifest.from_json(store.get(layout.RUN))
-    except NotFound as error:
-        raise RunError(f"{store_url} holds no run ({layout.RUN} is missing): start one with `sop run`") from error
-    config = config_from_dict(manifest.config)
-    local = folder if is_folder else Path("runs") / manifest.name
-    return Run(place, local, store, bus_url or default_bus_url(store_url), manifest, config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

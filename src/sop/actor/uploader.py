@@ -19,10 +19,9 @@ from sop.core.errors import AlreadyExists, InvalidRecord, StoreUnavailable
 from sop.core.events import TOPIC_EPISODES, EpisodeCommitted, encode_event
 from sop.core.layout import EpisodeKey
 from sop.transport import EventBus, ObjectStore
+from sop.transport.retry import Backoff
 
 _log = logging.getLogger(__name__)
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 30.0
 
 
 class Uploader:
@@ -41,7 +40,7 @@ class Uploader:
         self._store = store
         self._bus = bus
         self._clock = clock
-        self._jitter = random.Random(seed)
+        self._backoff = Backoff(random.Random(seed), max_s=30.0)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._error: Exception | None = None
@@ -81,21 +80,21 @@ class Uploader:
         return sent
 
     def _loop(self) -> None:
-        pause_s = _FIRST_PAUSE_S
         try:
             while True:
                 self._wake.wait()
                 self._wake.clear()
                 try:
                     self.upload_pending()
-                    self.problem, pause_s = "", _FIRST_PAUSE_S
+                    self.problem = ""
+                    self._backoff.reset()
                 except StoreUnavailable as error:
                     self.problem = str(error)
+                    pause_s = self._backoff.next_s()
                     _log.warning("upload waits %.1f s: %s", pause_s, error)
                     self._wake.set()
-                    if self._stop.wait(pause_s * (0.5 + self._jitter.random())):
+                    if self._stop.wait(pause_s):
                         return
-                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                     continue
                 if self._stop.is_set() and not self._spool.pending():
                     return

@@ -79,7 +79,7 @@ class FileEntry:
     """Key in the store, inside of the policy's own folder."""
     num_bytes: int
     hash: str
-    """`file_hash` of the whole object."""
+    """`content_hash` of the whole object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

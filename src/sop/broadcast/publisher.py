@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields
 
 from sop.broadcast.fetch import published_versions
 from sop.broadcast.manifest import FileEntry, PolicyFacts, PolicyManifest
-from sop.broadcast.weights import encode_weights, file_hash
+from sop.broadcast.weights import encode_weights
 from sop.core import layout
+from sop.core.codec import content_hash
 from sop.core.errors import AlreadyExists, RunError, StoreUnavailable
 from sop.core.events import TOPIC_POLICIES, PolicyPublished, encode_event
 from sop.core.policy import Weights
@@ -228,7 +229,7 @@ class Publisher:
             version=version,
             parent_version=self.last_published,
             created_utc_ns=snapshot.created_utc_ns,
-            files=(FileEntry(layout.policy_weights(version), len(data), file_hash(data)),),
+            files=(FileEntry(layout.policy_weights(version), len(data), content_hash(data)),),
             tensors=tensors,
         )
         return data, manifest

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sop.broadcast.manifest import DTYPES, ENCODINGS, PolicyManifest, TensorEntry, max_header_bytes
+from sop.core.codec import content_hash
 from sop.core.errors import PolicyRefused
 from sop.core.policy import Weights
 
@@ -33,11 +34,6 @@ def tensor_hash(dtype: str, shape: tuple[int, ...], array: npt.NDArray[Any]) -> 
     hasher = blake3.blake3(f"{dtype} {list(shape)}\n".encode())
     hasher.update(array.reshape(-1).view(np.uint8).data)
     return str(hasher.hexdigest(length=16))
-
-
-def file_hash(data: bytes | memoryview) -> str:
-    """`sop.core.codec.content_hash` of a file, without making bytes of it."""
-    return str(blake3.blake3(data).hexdigest(length=16))
 
 
 def encode_weights(weights: Weights) -> tuple[memoryview, dict[str, TensorEntry]]:
@@ -99,8 +95,8 @@ def read_weights(data: bytes, manifest: PolicyManifest) -> Weights:
         raise PolicyRefused(
             f"{policy}: {file.key} has {_count(data, file.num_bytes)} bytes instead of {file.num_bytes}"
         )
-    if file_hash(data) != file.hash:
-        raise PolicyRefused(f"{policy}: {file.key} is altered: its hash is {file_hash(data)}, not {file.hash}")
+    if content_hash(data) != file.hash:
+        raise PolicyRefused(f"{policy}: {file.key} is altered: its hash is {content_hash(data)}, not {file.hash}")
     header, start = _read_header(data, max_header_bytes(manifest.tensors), policy)
     _check_names(header, manifest.tensors, policy)
     _check_offsets(header, len(data) - start, policy)

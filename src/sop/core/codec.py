@@ -48,7 +48,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     interventions: tuple[Intervention, ...]
 
 
-def content_hash(data: bytes) -> str:
+def content_hash(data: bytes | memoryview) -> str:
     """Content hash of stored bytes: 32 hexadecimal digits of BLAKE3."""
     return str(blake3.blake3(data).hexdigest(length=16))
 

@@ -6,6 +6,7 @@ from it as `StepLabels` and can be computed again.
 Shapes: T steps, S state elements, A action elements, [h, w, 3] RGB images.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -18,6 +19,10 @@ from sop.core.errors import InvalidRecord
 
 SCHEMA_VERSION = 1
 """Raised when the meaning or layout of a field changes; a decoder refuses versions that it does not know."""
+
+
+ACTOR_ID = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
+"""Regular expression of an actor's id: it names a folder of the store."""
 
 
 class Controller(IntEnum):
@@ -58,7 +63,7 @@ class Episode:
     """
 
     actor_id: str
-    """The process that acted; letters, digits, `-`, `_` and `.` only (it names a folder of the store)."""
+    """The process that acted; matches `ACTOR_ID`."""
     sequence: int
     """0, 1, 2, ... per actor without gaps: a missing episode is visible."""
     robot: str
@@ -95,6 +100,7 @@ class Episode:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        _check_names(self)
         _check_arrays(self)
         _check_times(self)
         _check_interventions(self)
@@ -130,13 +136,16 @@ def human_runs(controller: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
-def _check_arrays(episode: Episode) -> None:
+def _check_names(episode: Episode) -> None:
     if episode.schema_version != SCHEMA_VERSION:
         raise InvalidRecord("schema_version", f"this program reads {SCHEMA_VERSION}, got {episode.schema_version}")
-    if not episode.actor_id or not all(c.isalnum() or c in "-_." for c in episode.actor_id):
-        raise InvalidRecord("actor_id", f"letters, digits, '-', '_' and '.' only, got {episode.actor_id!r}")
+    if not re.fullmatch(ACTOR_ID, episode.actor_id):
+        raise InvalidRecord("actor_id", f"letters, digits, '-', '_', '.' only, not first '.', got {episode.actor_id!r}")
     if episode.sequence < 0:
         raise InvalidRecord("sequence", f"must be 0 or more, got {episode.sequence}")
+
+
+def _check_arrays(episode: Episode) -> None:
     steps = len(episode.controller)
     if steps == 0:
         raise InvalidRecord("controller", "an episode needs at least one step")
@@ -151,10 +160,6 @@ def _check_arrays(episode: Episode) -> None:
                 raise InvalidRecord(name, f"not finite: {array[bad[0]]}", step=int(bad[0]))
     if episode.policy_action.shape != episode.action.shape:
         raise InvalidRecord("policy_action", f"shape {episode.policy_action.shape} is not {episode.action.shape}")
-    unknown = np.flatnonzero(episode.controller > max(Controller))
-    if unknown.size:
-        step = int(unknown[0])
-        raise InvalidRecord("controller", f"no controller has the value {episode.controller[step]}", step=step)
     for camera, images in episode.images.items():
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[0] != steps or images.shape[3] != 3:
             raise InvalidRecord(
@@ -171,6 +176,10 @@ def _check_times(episode: Episode) -> None:
 
 
 def _check_interventions(episode: Episode) -> None:
+    unknown = np.flatnonzero(episode.controller > max(Controller))
+    if unknown.size:
+        step = int(unknown[0])
+        raise InvalidRecord("controller", f"no controller has the value {episode.controller[step]}", step=step)
     if episode.is_demonstration:
         drove = np.flatnonzero(episode.controller != Controller.HUMAN)
         if drove.size:

@@ -15,6 +15,7 @@ what recovery needs (actor, sequence, steps, content hash): a listing alone rebu
 import re
 from dataclasses import dataclass
 
+from sop.core.episode import ACTOR_ID
 from sop.core.errors import InvalidRecord
 
 RUN = "run.json"
@@ -28,7 +29,7 @@ LAB_ACTOR = "lab-"
 """Actor ids with this prefix recorded the demonstrations that were there before the fleet started."""
 
 _EPISODE_KEY = re.compile(
-    rf"(?P<folder>{EPISODES}|{DEMONSTRATIONS})/(?P<actor_id>[A-Za-z0-9._-]+)/"
+    rf"(?P<folder>{EPISODES}|{DEMONSTRATIONS})/(?P<actor_id>{ACTOR_ID})/"
     r"(?P<sequence>\d{8})-(?P<steps>\d{5,})-(?P<hash>[0-9a-f]{32})\.arrow"
 )
 

@@ -95,7 +95,7 @@ class Learner:
                 batch = parts.loader.next()
             losses = parts.algorithm.loss(parts.policy, batch, parts.generator)
             self._last = parts.optimization.step(losses)
-            parts.sampler.observe(batch.windows, losses.detach().float().numpy())
+            parts.sampler.observe(batch.windows, losses.detach().float().cpu().numpy())
             parts.books.count_draws(batch.windows)
             self.step += 1
             if self._last.skipped:

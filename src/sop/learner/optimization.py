@@ -42,7 +42,10 @@ class Optimization:
         self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._parameters = dict(module.named_parameters())
         self._optimizer = torch.optim.AdamW(
-            [self._parameters[name] for name in self._names], lr=config.lr, weight_decay=config.weight_decay
+            [self._parameters[name] for name in self._names],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self._average = {name: self._parameters[name].detach().clone() for name in self._names}
         self._steps = 0

@@ -1,7 +1,7 @@
 """People who correct, and stand-ins for them. `make_operator` makes the one that a configuration names.
 
 To add an operator: write a class with the four members of `sop.operators.base.Operator`, add a function from
-`OperatorConfig` and oracle to operator below, and run `sop.testing.contracts.robot` over it.
+`OperatorConfig` and oracle to operator below, and run `sop.testing.contracts.operator` over it.
 """
 
 import difflib

@@ -1,7 +1,7 @@
-"""The learning curve: success in evaluation over the minutes of the fleet."""
+"""The learning curve: success in evaluation over the time of the fleet."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sop.core.evaluation import EvaluationResult, TaskResult, wilson_interval
-from sop.report.record import RunRecord
+from sop.report.record import RunRecord, laps
 from sop.report.style import INK, MUTED, percent_axis, render, task_color
 from sop.report.words import percent
 
@@ -17,38 +17,42 @@ PAUSE_S = 120.0
 """Longer silence means that the run was stopped and resumed; it is cut out of the time axis."""
 _CURVE = ("base", "progress", "final")
 _NOTED = ("base", "final")
+_UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
 
 
 class FleetTime:
-    """Wall-clock minutes since the fleet's first episode began, without the time in which the run was stopped.
+    """Wall-clock time since the fleet's first episode began, without the time in which the run was stopped.
+
+    Without a fleet it counts from the learner's first lap.
 
     Args:
         record: moments at which something happened are taken from its episodes, metrics and evaluations.
     """
 
     def __init__(self, record: RunRecord) -> None:
-        begin_s = min((episode.start_utc_ns / 1e9 for episode in record.episodes), default=None)
+        trained_s = [line["utc_s"] for line in laps(record.learner)]
+        begin_s = min([episode.start_utc_ns / 1e9 for episode in record.episodes] or trained_s, default=None)
         self._ends_s = np.sort([episode.end_utc_ns / 1e9 for episode in record.collected])
         moments = {0.0} if begin_s is None else {begin_s, *(s for s in _moments(record) if s > begin_s)}
         self._utc_s = np.array(sorted(moments))
         gaps = np.diff(self._utc_s)
         gaps[gaps > PAUSE_S] = 0.0
-        self._minutes = np.concatenate(([0.0], np.cumsum(gaps))) / 60
+        self._fleet_s = np.concatenate(([0.0], np.cumsum(gaps)))
 
-    def minutes(self, utc_s: float) -> float:
-        """Minutes of the fleet at a moment; 0 before it started."""
-        return float(np.interp(utc_s, self._utc_s, self._minutes))
+    def at(self, utc_s: float) -> float:
+        """Seconds of the fleet at a moment; 0 before it started."""
+        return float(np.interp(utc_s, self._utc_s, self._fleet_s))
 
-    def episode_minutes(self) -> list[float]:
-        """When the first, second, ... episode ended."""
-        return [self.minutes(end_s) for end_s in self._ends_s]
+    def episode_ends(self) -> list[float]:
+        """When the first, second, ... episode ended, seconds of the fleet."""
+        return [self.at(end_s) for end_s in self._ends_s]
 
 
 def _moments(record: RunRecord) -> Iterable[float]:
     for episode in record.episodes:
         yield episode.start_utc_ns / 1e9
         yield episode.end_utc_ns / 1e9
-    yield from (line["utc_s"] for line in record.learner if "learner/busy" in line)
+    yield from (line["utc_s"] for line in laps(record.learner))
     yield from (_published_s(result) for result in record.evaluations if result.published_utc_ns is not None)
 
 
@@ -58,7 +62,8 @@ def _published_s(result: EvaluationResult) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    minutes: float
+    at: float
+    """Fleet time of publication: seconds, then the unit of the picture."""
     name: str
     tasks: Mapping[str, TaskResult]
     pooled: TaskResult | None
@@ -73,20 +78,25 @@ def curve(record: RunRecord) -> bytes | None:
     expert = record.evaluation("expert")
     ceiling = {} if expert is None else dict(expert.tasks)
     rows = (len(tasks) + 1) // 2
+    limit_s = max(point.at for point in points)
+    unit, unit_s = next((pair for pair in _UNITS if limit_s >= 2 * pair[1]), ("s", 1.0))
+    points = [replace(point, at=point.at / unit_s) for point in points]
     top_in = 3.9
 
     def paint(figure: Figure) -> None:
         grid = figure.add_gridspec(rows + 1, 2, height_ratios=[top_in, *[1.75] * rows])
         axes = figure.add_subplot(grid[0, :])
         _paint_pooled(axes, points, tasks, None if expert is None else _pooled(expert, tasks))
-        _episodes_axis(axes, FleetTime(record).episode_minutes())
+        _episodes_axis(axes, [end_s / unit_s for end_s in FleetTime(record).episode_ends()])
         for number, task in enumerate(tasks):
             panel = figure.add_subplot(grid[1 + number // 2, number % 2], sharex=axes)
             _paint_task(panel, points, task, task_color(tasks, task), ceiling.get(task))
             if number >= len(tasks) - 2:
-                panel.set_xlabel("fleet time / min")
-        limit = max(point.minutes for point in points)
-        axes.set_xlim(-0.03 * max(limit, 1e-3), 1.06 * max(limit, 1e-3))
+                panel.set_xlabel(f"fleet time / {unit}")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(f"fleet time / {unit}          thick: all tasks, thin: the tasks below")
+        limit = max(limit_s, 1.0) / unit_s
+        axes.set_xlim(-0.03 * limit, 1.06 * limit)
 
     return render(top_in + 1.75 * rows, paint)
 
@@ -99,7 +109,7 @@ def _points(record: RunRecord) -> list[_Point]:
         if result.version is None or result.name not in _CURVE:
             continue
         point = _Point(
-            0.0 if result.name == "base" else time.minutes(_published_s(result)),
+            0.0 if result.name == "base" else time.at(_published_s(result)),
             result.name,
             {task: outcome for task, outcome in result.tasks.items() if outcome.episodes},
             _pooled(result, record.fleet_tasks),
@@ -125,21 +135,21 @@ def _paint_pooled(axes: Any, points: Sequence[_Point], tasks: Sequence[str], cei
     for task in tasks:
         mine = [point for point in points if task in point.tasks]
         axes.plot(
-            [point.minutes for point in mine],
+            [point.at for point in mine],
             [point.tasks[task].success for point in mine],
-            color=task_color(tasks, task), lw=1.1, alpha=0.55, marker="o", ms=2, label=task,
+            color=task_color(tasks, task), lw=1.1, alpha=0.55, marker="o", ms=2,
         )  # fmt: skip
     pooled = [(point, point.pooled) for point in points if point.pooled is not None]
-    x = [point.minutes for point, _ in pooled]
+    x = [point.at for point, _ in pooled]
     bounds = [result.interval for _, result in pooled]
     axes.fill_between(x, [low for low, _ in bounds], [high for _, high in bounds], color=INK, alpha=0.1, lw=0)
-    axes.plot(x, [result.success for _, result in pooled], color=INK, lw=3, label="all tasks")
+    axes.plot(x, [result.success for _, result in pooled], color=INK, lw=3)
     for point, result in pooled:
         large = point.name in _NOTED
-        axes.plot(point.minutes, result.success, "o", color=INK, ms=7 if large else 4, mec="white", mew=0.8)
+        axes.plot(point.at, result.success, "o", color=INK, ms=7 if large else 4, mec="white", mew=0.8)
         if large:
             axes.annotate(
-                f"{point.name} {percent(result.success)}", (point.minutes, result.success), xytext=(6, -30),
+                f"{point.name} {percent(result.success)}", (point.at, result.success), xytext=(6, -30),
                 textcoords="offset points", ha="left" if point.name == "base" else "right", fontweight="bold",
                 bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5}, zorder=4,
             )  # fmt: skip
@@ -150,8 +160,6 @@ def _paint_pooled(axes: Any, points: Sequence[_Point], tasks: Sequence[str], cei
     percent_axis(axes)
     axes.set_ylim(-0.02, 1.09)
     axes.set_ylabel("success in evaluation")
-    axes.set_xlabel("fleet time / min")
-    axes.legend(loc="lower right", ncols=2)
 
 
 def _ceiling(axes: Any, success: float) -> None:
@@ -162,12 +170,12 @@ def _paint_task(axes: Any, points: Sequence[_Point], task: str, color: str, ceil
     mine = [(point, point.tasks[task]) for point in points if task in point.tasks]
     if ceiling is not None and ceiling.episodes:
         _ceiling(axes, ceiling.success)
-    axes.plot([point.minutes for point, _ in mine], [result.success for _, result in mine], color=color, lw=1.8)
+    axes.plot([point.at for point, _ in mine], [result.success for _, result in mine], color=color, lw=1.8)
     for point, result in mine:
         low, high = wilson_interval(result.successes, result.episodes)
         large = point.name in _NOTED
         axes.errorbar(
-            point.minutes, result.success, yerr=[[result.success - low], [high - result.success]], fmt="o",
+            point.at, result.success, yerr=[[result.success - low], [high - result.success]], fmt="o",
             ms=5.5 if large else 3.2, color=color, ecolor=color, elinewidth=1.6 if large else 0.8, capsize=0,
         )  # fmt: skip
     axes.set_title(task, color=color, fontweight="bold")
@@ -175,13 +183,13 @@ def _paint_task(axes: Any, points: Sequence[_Point], task: str, color: str, ceil
     axes.set_yticks([0, 0.5, 1.0])
 
 
-def _episodes_axis(axes: Any, ended_minutes: Sequence[float]) -> None:
+def _episodes_axis(axes: Any, ended: Sequence[float]) -> None:
     """A second axis on top: how many episodes the fleet had collected by then."""
-    if len(ended_minutes) < 2:
+    if len(ended) < 2:
         return
-    counts = [int(count) for count in MaxNLocator(6, integer=True).tick_values(0, len(ended_minutes))]
-    counts = [count for count in counts if 0 < count <= len(ended_minutes)]
+    counts = [int(count) for count in MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]).tick_values(0, len(ended))]
+    counts = [count for count in counts if 0 < count <= len(ended)]
     top = axes.secondary_xaxis("top")
-    top.set_xticks([ended_minutes[count - 1] for count in counts], [str(count) for count in counts])
+    top.set_xticks([ended[count - 1] for count in counts], [str(count) for count in counts])
     top.tick_params(length=3, labelsize=10.5)
     top.set_xlabel("episodes collected", fontsize=10.5, color=MUTED)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sop.metrics import percentile
-from sop.report.record import RunRecord, finite, laps
+from sop.report.record import RunRecord, finite, laps, swaps
 from sop.report.style import HUMAN, INK, MUTED, POLICY, percent_axis, render, task_color
 from sop.report.words import seconds
 
@@ -87,13 +87,16 @@ def shares(record: RunRecord) -> bytes | None:
 def staleness(record: RunRecord) -> bytes | None:
     """Versions between the learner and the policy that recorded an episode, and how fast policies reach robots."""
     stale = finite(record.learner, "episode/staleness")
-    swaps = finite(record.fleet, "fleet/publish_to_swap_s")
-    staged = finite(record.fleet, "fleet/publish_to_staged_s")
+    swapped = finite(swaps(record.fleet), "fleet/publish_to_swap_s")
+    staged = finite(swaps(record.fleet), "fleet/publish_to_staged_s")
     panels: list[Callable[[Any], None]] = []
     if stale:
         panels.append(lambda axes: _paint_staleness(axes, stale))
-    if swaps:
-        series = [("ready on the robot (staged)", staged, _SECOND), ("acting (swapped, between episodes)", swaps, INK)]
+    if swapped:
+        series = [
+            ("ready on the robot (staged)", staged, _SECOND),
+            ("acting (swapped, between episodes)", swapped, INK),
+        ]
         panels.append(lambda axes: _paint_waiting(axes, series, "policies by the time since they were published"))
     return _stacked(panels)
 

@@ -152,14 +152,14 @@ _ABOUT = (("preset", "preset"), ("algorithm", "algorithm"), ("seed", "seed"))
 
 def _tiles(summary: Mapping[str, Any]) -> str:
     gain, freshness = summary["gain"], summary["freshness"]
-    success = percent(summary["base"]["success"])
+    success, judged = percent(summary["base"]["success"]), "success of the base policy"
     if summary["final"]["success"] is not None:
-        success += f" &rarr; {percent(summary['final']['success'])}"
+        success, judged = f"{success} &rarr; {percent(summary['final']['success'])}", "success, base and final policy"
     gained = "-" if gain["difference"] is None else f"{points(gain['difference'])} points"
     around = "" if gain["interval"] is None else f" ({points(gain['interval'][0])} to {points(gain['interval'][1])})"
     swap, sampleable = (freshness[name]["p50"] for name in ("publish_to_swap_s", "episode_to_sampleable_s"))
     tiles = [
-        (success, "success, base and final policy"),
+        (success, judged),
         (gained, f"gain{around}"),
         (str(summary["episodes"]), "episodes of the fleet"),
         (str(summary["interventions"]), f"interventions, {minutes(summary['operator_minutes'])} of an operator"),
@@ -267,7 +267,7 @@ def _accounting(summary: Mapping[str, Any]) -> str:
         ("indexed twice", _number(summary["duplicate_episodes"])),
         ("refused (quarantined)", _number(summary["quarantined"])),
         ("aborted", _number(summary["aborted_episodes"])),
-        ("robot time, resets included", _number(summary["robot_minutes"], "min")),
+        ("robot time, resets included", minutes(summary["robot_minutes"])),
         ("successes per robot-hour, base", _number(summary["throughput"]["base"])),
         ("successes per robot-hour, final", _number(summary["throughput"]["final"])),
         ("learner steps", _number(summary["learner_steps"])),

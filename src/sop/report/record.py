@@ -215,6 +215,11 @@ def finite(lines: Iterable[Line], name: str) -> list[float]:
     return [line[name] for line in lines if line.get(name) is not None]
 
 
+def swaps(lines: Iterable[Line]) -> list[Line]:
+    """The lines that tell how fast a policy reached a robot; version 0 is left out, it waits for the fleet to start."""
+    return [line for line in lines if "fleet/publish_to_swap_s" in line and line["step"] > 0]
+
+
 def laps(lines: Iterable[Line]) -> list[Line]:
     """The lines in which the fleet's learner reports a lap, in the order of steps.
 

@@ -17,7 +17,7 @@ from typing import Any
 from sop.core.evaluation import EvaluationResult, TaskResult, wilson_interval
 from sop.core.layout import EpisodeKey
 from sop.metrics import percentile
-from sop.report.record import EpisodeFacts, Line, RunRecord, finite, from_lab, laps, read_run
+from sop.report.record import EpisodeFacts, Line, RunRecord, finite, from_lab, laps, read_run, swaps
 
 SUMMARY = "summary.json"
 GAIN_METHOD = "final minus base, Newcombe hybrid score interval (Newcombe 1998, method 10), 95 %"
@@ -175,6 +175,7 @@ def _work(record: RunRecord) -> dict[str, Any]:
     return {
         "episodes": len(record.collected),
         "aborted_episodes": len(episodes) - len(record.collected),
+        "demonstrated_episodes": sum(episode.policy_version is None for episode in record.collected),
         "interventions": sum(len(episode.interventions) for episode in episodes),
         "steps": steps,
         "human_steps": human_steps,
@@ -222,8 +223,8 @@ def _learning(record: RunRecord) -> dict[str, Any]:
         "learner_busy": busy(own),
         "freshness": {
             "episode_to_sampleable_s": _percentiles(finite(record.learner, "episode/sampleable_s")),
-            "publish_to_swap_s": _percentiles(finite(record.fleet, "fleet/publish_to_swap_s")),
-            "publish_to_staged_s": _percentiles(finite(record.fleet, "fleet/publish_to_staged_s")),
+            "publish_to_swap_s": _percentiles(finite(swaps(record.fleet), "fleet/publish_to_swap_s")),
+            "publish_to_staged_s": _percentiles(finite(swaps(record.fleet), "fleet/publish_to_staged_s")),
         },
         "staleness": _percentiles(finite(record.learner, "episode/staleness")),
     }

@@ -29,8 +29,10 @@ def seconds(value: float | None) -> str:
 
 
 def minutes(value: float | None) -> str:
-    """`3.4 min`; `-` when not known."""
-    return "-" if value is None else f"{value:.1f} min"
+    """`12 s` or `3.4 min`; `-` when not known."""
+    if value is None:
+        return "-"
+    return f"{value:.1f} min" if value >= 1 else f"{60 * value:.0f} s"
 
 
 def count(number: int, noun: str) -> str:
@@ -47,13 +49,17 @@ def describe(summary: Mapping[str, Any]) -> str:
 def _collected(summary: Mapping[str, Any]) -> str:
     start = "The run was interrupted. " if summary["interrupted"] else ""
     if not summary["episodes"]:
-        return f"{start}The fleet has not finished an episode."
-    text = f"{start}The fleet collected {count(summary['episodes'], 'episode')}"
+        return f"{start}The fleet collected no episodes."
+    taught = summary["demonstrated_episodes"] == summary["episodes"]
+    what = count(summary["episodes"], "demonstration" if taught else "episode")
+    text = f"{start}{'Operators recorded' if taught else 'The fleet collected'} {what}"
     if summary["robot_minutes"] is not None:
-        text += f" in {summary['robot_minutes']:.1f} robot-minutes"
+        text += f" in {minutes(summary['robot_minutes'])} of robot time"
+    if taught:
+        return text + "."
     text += f", with {count(summary['interventions'], 'intervention')}"
     if summary["operator_minutes"] is not None:
-        text += f" and {summary['operator_minutes']:.1f} minutes of an operator's time"
+        text += f" and {minutes(summary['operator_minutes'])} of an operator's time"
     return text + "."
 
 
@@ -121,5 +127,5 @@ def _safety(summary: Mapping[str, Any]) -> str:
             text += f", {doubled} indexed twice"
         text += f" and {summary['quarantined']} refused."
     if summary["wall_minutes"] is not None:
-        text += f" Everything took {summary['wall_minutes']:.1f} minutes."
+        text += f" Everything took {minutes(summary['wall_minutes'])}."
     return text.strip()

@@ -51,7 +51,7 @@ def metaworld_embodiment(image_size: int = 64) -> Embodiment:
         hold_action=(0.0, 0.0, 0.0, None),
         # An action is a displacement of at most 1 cm per axis and step, so the bounds are the speed limit.
         # A slew limit on top of them would hinder the experts: they reverse an axis completely (change 2.0)
-        # when a phase ends, and change by more than 1.0 in 1-3 % (door-close, handle-pull: 14 %) of the steps.
+        # when a phase ends, and change by more than 1.0 in 1-3 % of the steps (door-close, handle-pull: 11-14 %).
         max_action_change=(None, None, None, None),
         control_hz=20.0,
     )

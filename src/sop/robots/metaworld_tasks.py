@@ -6,6 +6,10 @@ for the fleet tasks of the shipped preset. Tasks whose expert cannot undo a dist
 object: assembly, basketball, peg-insert, shelf-place, stick-push, pick-place, coffee-push, hammer; a hand caught
 under the lever of lever-pull) are left out: a teacher that fails caps what can be learned.
 
+How much a task asks of a policy's eyes shows when one lab demonstration is replayed blindly (40 episodes): the
+fleet tasks of the shipped preset succeed in .70-.93 of the lab scenes and .25-.40 of the deployment scenes. For
+door-close it is .97 in deployment: it cannot tell a good policy from a blind one.
+
 To add a task: name it as in `metaworld.env_dict.ALL_V3_ENVIRONMENTS` without `-v3`, give two phrasings, and
 measure the expert as above.
 """

@@ -1,7 +1,7 @@
-"""The contracts of `sop.robots.base.SimulatedRobot` and `sop.operators.base.Operator`, one function per rule.
+"""The contract of `sop.robots.base.SimulatedRobot`, one function per rule.
 
-Robot rules take a robot that stays open (worlds are expensive to build); `ROBOT_LIFE_RULES` take a function that
-opens a fresh one, and close what they open. Operator rules take a function from oracle to operator.
+`ROBOT_RULES` take a robot that stays open (worlds are expensive to build); `ROBOT_LIFE_RULES` take a function that
+opens a fresh one, and close what they open.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sop.core.embodiment import Observation
-from sop.operators.base import Operator, Oracle
 from sop.robots.base import DEPLOYMENT, LAB, RobotObservation, Scene, SimulatedRobot
 from sop.testing.contracts import require, require_equal, require_raises
 
@@ -253,33 +251,6 @@ def a_closed_robot_stays_closed(open_robot: Callable[[], SimulatedRobot]) -> Non
     require_raises(ValueError, "the reset of a closed robot", robot.reset)
 
 
-def an_operator_says_why_exactly_while_it_has_control(make_operator: Callable[[Oracle], Operator]) -> None:
-    """Its action is one float32 [A]; the proposal is left alone; there is no reason while the policy drives."""
-    oracle = _Ramp()
-    operator = make_operator(oracle)
-    require(bool(operator.name), "an operator has no name")
-    operator.reset("task", 0)
-    proposed = np.full(3, -1.0, np.float32)
-    for _ in range(200):
-        action = operator.correct(_NOTHING_SEEN, proposed)
-        require_equal(bool(operator.reason), action is not None, "a reason is given, and control is taken")
-        if action is not None:
-            require_equal((action.dtype, action.shape), (np.dtype(np.float32), (3,)), "type of a correction")
-    require_equal(proposed.tolist(), [-1.0] * 3, "the proposal after 200 steps")
-
-
-def an_operator_forgets_the_last_episode(make_operator: Callable[[Oracle], Operator]) -> None:
-    """After `reset` the same episode gets the same corrections."""
-    oracle = _Ramp()
-    operator = make_operator(oracle)
-    episodes = []
-    for _ in range(2):
-        oracle.asked = 0
-        operator.reset("task", 0)
-        episodes.append([operator.correct(_NOTHING_SEEN, np.zeros(3, np.float32)) is None for _ in range(150)])
-    require_equal(episodes[1], episodes[0], "who drives in a repeated episode")
-
-
 def idle(robot: SimulatedRobot) -> Action:
     """The action [A] that leaves the hand where it is."""
     return np.asarray(robot.idle_action, np.float32)
@@ -307,25 +278,6 @@ def run(
         if terminated or truncated:
             break
     return trace
-
-
-_NOTHING_SEEN = Observation({}, np.zeros(0, np.float32))
-
-
-class _Ramp:
-    """An oracle whose progress grows for 30 steps out of 100, and whose expert always goes right."""
-
-    num_displacements = 2
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def expert_action(self) -> Action:
-        return np.array([1.0, 0.0, 1.0], np.float32)
-
-    def progress(self) -> float:
-        self.asked += 1
-        return 0.1 * min(self.asked % 100, 30)
 
 
 def _bytes(observation: RobotObservation) -> tuple[bytes, tuple[bytes, ...]]:
@@ -357,9 +309,3 @@ ROBOT_LIFE_RULES: tuple[Callable[[Callable[[], SimulatedRobot]], None], ...] = (
     a_closed_robot_stays_closed,
 )
 """Rules about the beginning and the end of a robot."""
-
-OPERATOR_RULES: tuple[Callable[[Callable[[Oracle], Operator]], None], ...] = (
-    an_operator_says_why_exactly_while_it_has_control,
-    an_operator_forgets_the_last_episode,
-)
-"""Every rule an operator keeps."""
