@@ -124,7 +124,7 @@ def test_a_committed_episode_is_whole_and_in_the_journal(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dies_at", ["write", "fsync", "rename", "journal"])
 def test_episode_survives_or_is_absent_when_power_fails(tmp_path: Path, monkeypatch, dies_at: str) -> None:
-    """Whatever instant the power fails at: either the episode is not there at all, or it is whole and in the journal."""
+    """Whenever the power fails: the episode is not there at all, or it is whole and in the journal."""
 
     class PowerLossError(BaseException):
         pass

@@ -1,5 +1,7 @@
 """What an episode refuses, and that it comes back from bytes as it went in."""
 
+import contextlib
+
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -99,10 +101,8 @@ def test_damaged_bytes_are_refused_and_never_crash(data: st.DataObject) -> None:
         position = data.draw(st.integers(0, len(good) - 1))
         good[position] ^= data.draw(st.integers(1, 255))
     cut = data.draw(st.integers(len(good) // 2, len(good)))
-    try:
+    with contextlib.suppress(InvalidRecord):  # a flip in padding or in a pixel may go unseen here: the hash sees it
         decode(bytes(good[:cut]))
-    except InvalidRecord:
-        pass  # refused, as it should be; a flip in padding or in a pixel may go unseen here: the hash sees it
 
 
 def test_a_frame_that_is_not_a_jpeg_is_refused_with_its_step() -> None:

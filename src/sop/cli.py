@@ -5,8 +5,13 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sop.core.errors import SopError
+
+if TYPE_CHECKING:
+    from sop.config import RunConfig
+    from sop.runs import Run
 
 EPILOG = """\
 A run is a folder (runs/<name>) with a store of episodes and policies. Two terminals make a fleet:
@@ -56,6 +61,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument("--name", help="folder under --runs (default: PRESET-ALGORITHM-seedN)")
     run.add_argument("--runs", default="runs", help="where runs are kept (default: runs)")
     run.add_argument("--resume", action="store_true", help="go on with the run of this name")
+    run.add_argument("--again", action="store_true", help="if it exists, make NAME-2, NAME-3, ... with the same base")
     run.add_argument("--base-from", metavar="RUN", help="take demonstrations and base policy from another run")
     run.add_argument("--seed", type=int, help="of everything: demonstrations, weights, scenes, sampling (default 0)")
     run.add_argument("--algorithm", help="hg_dagger (default), bc, offline_extra")
@@ -95,10 +101,9 @@ def _add_processes(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _run(options: argparse.Namespace) -> int:
-    from sop.launcher import Launcher, take_base
+    from sop.launcher import Launcher
     from sop.presets import make_config
     from sop.processes import stop_on_signals
-    from sop.runs import create_run, open_run
 
     shortcuts = {
         "seed": options.seed,
@@ -113,19 +118,35 @@ def _run(options: argparse.Namespace) -> int:
     if options.algorithm is not None:
         changes.append("algorithm_settings={}")  # a preset's settings belong to the preset's algorithm
     config = make_config(options.preset, [*changes, *options.set])
-    folder = Path(options.runs) / (options.name or f"{config.preset}-{config.algorithm}-seed{config.seed}")
     stop = stop_on_signals()
-    if options.resume:
-        run = open_run(str(folder))
-    elif (folder / "store").exists():
-        raise ValueError(f"{folder} exists: --resume goes on with it, --name makes another one")
-    else:
-        run = create_run(folder, config)
-        if options.base_from:
-            take_base(run, open_run(options.base_from))
+    run = _choose_run(options, config)
     print(Launcher(run, stop).run())
-    print(f"Report: {folder / 'report.html'}   Numbers: {folder / 'summary.json'}")
+    print(f"Report: {run.folder / 'report.html'}   Numbers: {run.folder / 'summary.json'}")
     return 130 if stop.is_set() else 0
+
+
+def _choose_run(options: argparse.Namespace, config: "RunConfig") -> "Run":
+    """Resume a run, or make a new one, perhaps with the base policy of another."""
+    from sop.runs import create_run, open_run, take_base
+
+    folder = Path(options.runs) / (options.name or f"{config.preset}-{config.algorithm}-seed{config.seed}")
+    if options.resume:
+        return open_run(str(folder))
+    first, number = folder, 1
+    while (folder / "store").exists():
+        if not options.again:
+            raise ValueError(f"{folder} exists: --resume goes on with it, --again makes a new run beside it")
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    run = create_run(folder, config)
+    if options.base_from:
+        take_base(run, open_run(options.base_from))
+    elif number > 1:
+        try:
+            take_base(run, open_run(str(first)))
+        except SopError as error:
+            print(f"{folder} makes its own base policy: {error}", file=sys.stderr)
+    return run
 
 
 def _actor(options: argparse.Namespace) -> int:

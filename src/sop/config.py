@@ -119,7 +119,7 @@ class SamplerConfig:
         _require(self.alpha > 0, f"sampler.alpha must be positive, got {self.alpha}")
         _require(
             0 <= self.min_share <= self.max_share <= 1,
-            f"sampler.min_share and max_share must satisfy 0 <= min <= max <= 1, got {self.min_share}, {self.max_share}",
+            f"sampler shares must satisfy 0 <= min_share <= max_share <= 1, got {self.min_share}, {self.max_share}",
         )
         _require(self.window >= 1, f"sampler.window must be at least 1, got {self.window}")
 
@@ -157,9 +157,10 @@ class LearnerConfig:
     """Pause when every window start that the fleet added has been drawn this often on average; 0 never pauses."""
     offline_steps: int = 800
     """Steps of an algorithm that collects nothing (`bc`)."""
-    cooldown_steps: int = 150
-    """Steps after the last episode, with the learning rate lowered."""
-    cooldown_lr_factor: float = 0.4
+    cooldown_steps: int = 400
+    """Steps after the last episode, while the learning rate falls linearly."""
+    cooldown_lr_factor: float = 0.1
+    """Share of the learning rate that is left at the end of the cool-down."""
     prefetch: int = 2
     """Batches that are prepared ahead."""
     threads: int = 1

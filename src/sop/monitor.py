@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sop.core import layout
-from sop.core.errors import InvalidRecord
+from sop.core.errors import InvalidRecord, StoreUnavailable
 from sop.core.evaluation import EvaluationResult
 from sop.core.events import (
     TOPIC_ACTORS,
@@ -82,7 +82,15 @@ class Monitor:
         self._started_utc_ns = time.time_ns()
 
     def poll(self) -> RunView:
-        """Take what is new (does not wait) and return the view."""
+        """Take what is new (does not wait) and return the view; a store or bus that is away is noted."""
+        try:
+            self._take_news()
+        except StoreUnavailable as error:
+            if not self.view.notes or self.view.notes[-1] != str(error):
+                self.view.notes.append(str(error))
+        return self.view
+
+    def _take_news(self) -> None:
         for topic, handle in (
             (TOPIC_ACTORS, self._on_actor),
             (TOPIC_LEARNER, self._on_learner),
@@ -101,7 +109,6 @@ class Monitor:
         if now - self._logged_at >= FLEET_METRICS_EVERY_S:
             self._logged_at = now
             self._log_fleet()
-        return self.view
 
     def _on_actor(self, data: bytes) -> None:
         if b'"PolicySwapped"' in data[:64]:

@@ -36,6 +36,7 @@ def metaworld() -> RunConfig:
             fleet_tasks=("drawer-open", "door-open", "button-press-topdown", "window-open"),
             held_out_tasks=("drawer-close", "plate-slide"),
         ),
+        algorithm_settings={"handover_s": 0.0},  # the stand-in has no reflex: its first action is a correction
     )
 
 
@@ -48,7 +49,7 @@ def debug() -> RunConfig:
         ),
         algorithm_settings={"handover_s": 0.0},
         operator=OperatorConfig(reaction_steps=3, stall_steps=12, min_steps=6, max_steps=20),
-        fleet=FleetConfig(num_actors=2, speed=10.0, episodes=24, reset_s=0.2),
+        fleet=FleetConfig(num_actors=2, speed=2.0, episodes=24, reset_s=0.2),
         pretrain=PretrainConfig(demonstrations_per_task=6, steps=60, batch_size=16),
         policy=PolicyConfig(settings={"text_encoder": "hash", "channels": (8, 12, 16), "width": 32, "random_shift": 1}),
         sampler=SamplerConfig(min_online_starts=20),

@@ -90,3 +90,24 @@ def open_run(place: str, bus_url: str | None = None) -> Run:
     config = config_from_dict(manifest.config)
     local = folder if is_folder else Path("runs") / manifest.name
     return Run(place, local, store, bus_url or default_bus_url(store_url), manifest, config)
+
+
+def take_base(run: Run, source: Run) -> None:
+    """Copy demonstrations, base policy and its evaluations from another run of the same base settings.
+
+    Raises:
+        RunError: the two runs would not have made the same base policy.
+    """
+    for part in ("robot", "pretrain", "policy", "evaluation", "seed"):
+        mine, theirs = run.manifest.config[part], source.manifest.config[part]
+        if mine != theirs:
+            raise RunError(f"cannot take the base of {source.place}: its {part} is {theirs}, this run has {mine}")
+    folders = (
+        f"{layout.DEMONSTRATIONS}/{layout.LAB_ACTOR}",
+        f"{layout.policy_folder(0)}/",
+        f"{layout.EVALUATIONS}/00000000/",
+    )
+    for prefix in folders:
+        keys = sorted(source.store.keys(prefix), key=lambda key: key.endswith("manifest.json"))
+        for key in keys:
+            run.store.put(key, source.store.get(key))

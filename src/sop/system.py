@@ -1,29 +1,30 @@
 """THE FILE TO READ FIRST: how the parts make the loop.
 
-     ROBOT - one actor process each                          CLOUD - one learner process
-    +----------------------------------------------+        +------------------------------------------------+
-    | robot -> policy -> operator? -> safety gate   |        | ingest -> online buffer --+                    |
-    |   ^                                  |        |episodes|           offline buffer -+-> sampler -> batch |
-    |   +------------- step <--------------+        | -----> |                              ^            |      |
-    |   record -> spool (fsync) -> uploader         | STORE  |                            losses         v      |
-    |                                               |   +    |                              +------ algorithm   |
-    |   swap at episode end <- stage <- subscriber  |  BUS   |                                     (HG-DAgger) |
-    |                                               | <----- |   publisher  <-  every 25 steps  <-  optimizer  |
-    +----------------------------------------------+ policies+------------------------------------------------+
+     ROBOT - one actor process each                            CLOUD - one learner process
+    +---------------------------------------------+          +---------------------------------------------+
+    | robot -> policy -> operator? -> safety gate |          | ingest -> online buffer --+                 |
+    |   ^                                 |       |          |                           +-> sampler       |
+    |   +------------- step <-------------+       | episodes |           offline buffer -+    |   ^         |
+    |                                             | -------> |                                v   | losses  |
+    | record -> spool (fsync) -> uploader         |  STORE   |                          batch -> algorithm |
+    |                                             |    +     |                                      |      |
+    | swap at episode end <- stage <- subscriber  |   BUS    |                                      v      |
+    |                                             | <------- | publisher <- every 25 steps <- optimizer    |
+    +---------------------------------------------+ policies +---------------------------------------------+
 
 The loops, each in one place:
 
-| loop                  | where                        | produces            | waits for                | unblocked by        |
-|-----------------------|------------------------------|---------------------|--------------------------|---------------------|
-| control, 20 Hz        | `actor.actor.Actor._act`     | steps               | the next beat            | the clock           |
-| episodes              | `actor.actor.Actor.run`      | episodes            | the first policy         | `Subscriber`        |
-| spool                 | `actor.spool.SpoolWriter`    | files on disk       | a finished episode       | the control loop    |
-| upload                | `actor.uploader.Uploader`    | objects, events     | a file in the spool      | `SpoolWriter`       |
-| subscribe             | `broadcast.Subscriber`       | staged policies     | events, a listing        | `Publisher`         |
-| ingest                | `buffer.ingest.Ingest`       | checked episodes    | events, a listing        | `Uploader`          |
-| learn (Algorithm 1)   | `learner.learner.Learner.run`| gradient steps      | a batch; new episodes    | `BatchLoader`       |
-| prepare batches       | `buffer.loader.BatchLoader`  | batches             | a draw                   | the learner         |
-| publish               | `broadcast.Publisher`        | policies            | a snapshot               | the learner         |
+    loop             where                  produces          waits for              unblocked by
+    ---------------  ---------------------  ----------------  ---------------------  ----------------
+    control, 20 Hz   actor.Actor._act       steps             the next beat          the clock
+    episodes         actor.Actor.run        episodes          the first policy       Subscriber
+    spool            actor.SpoolWriter      files on disk     a finished episode     the control loop
+    upload           actor.Uploader         objects, events   a file in the spool    SpoolWriter
+    subscribe        broadcast.Subscriber   staged policies   events, a listing      Publisher
+    ingest           buffer.Ingest          checked episodes  events, a listing      Uploader
+    learn            learner.Learner.train  gradient steps    a batch, new episodes  BatchLoader
+    prepare batches  buffer.BatchLoader     batches           a draw                 Learner
+    publish          broadcast.Publisher    policies          a snapshot             Learner
 
 The store is the truth, the bus is a hint: any process can die at any moment and find everything again.
 This module wires the parts and calls every constructor; the parts do not know each other.
@@ -31,6 +32,8 @@ This module wires the parts and calls every constructor; the parts do not know e
 
 import logging
 import os
+import random
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -62,6 +65,7 @@ from sop.operators import Demonstrator, make_operator
 from sop.policies import TrainablePolicy, compute_normalization, freeze, make_policy, make_spec
 from sop.robots import DEPLOYMENT, LAB, make_robot
 from sop.runs import Run
+from sop.transport.retry import Backoff, get_retrying
 
 _log = logging.getLogger(__name__)
 CACHE_BYTES = 4 << 30
@@ -122,10 +126,7 @@ def run_learner(run: Run, stop: Event) -> None:
     """The learner's process: train until the run's episodes are learned from or `stop` is set (blocking)."""
     config = run.config
     torch.set_num_threads(config.learner.threads)
-    algorithm = make_algorithm(config.algorithm, config.algorithm_settings, run.manifest.embodiment.control_hz)
-    manifest, weights = fetch_policy(run.store, 0)
-    policy = make_policy(manifest.spec, seed=config.seed)
-    policy.load(weights, 0)
+    policy, algorithm = make_learner_policy(run)
     with learner_parts(run, policy, algorithm, config.learner) as parts:
         target = None if algorithm.collection is Collection.NOTHING else config.fleet.episodes
         learner = Learner(parts, config.learner, target_episodes=target)
@@ -173,6 +174,19 @@ def run_pretraining(run: Run, stop: Event) -> None:
         pretrain(Learner(parts, loop, target_episodes=None), stop)
 
 
+def make_learner_policy(run: Run) -> tuple[TrainablePolicy, Algorithm]:
+    """The base policy of a run, ready to be trained, and the run's algorithm.
+
+    Raises:
+        NotFound: no base policy is published yet.
+    """
+    manifest, weights = fetch_policy(run.store, 0)
+    policy = make_policy(manifest.spec, seed=run.config.seed)
+    policy.load(weights, 0)
+    settings = run.config.algorithm_settings
+    return policy, make_algorithm(run.config.algorithm, settings, run.manifest.embodiment.control_hz)
+
+
 @contextmanager
 def learner_parts(
     run: Run,
@@ -201,7 +215,10 @@ def learner_parts(
         def report(event: LearnerReported) -> None:
             bus.publish(TOPIC_LEARNER, encode_event(event), event_id=f"{os.getpid()}/{event.utc_ns}")
 
-        cache = PayloadCache(run.store.get, CACHE_BYTES)
+        def fetch(key: str) -> bytes:
+            return get_retrying(run.store, key, attempts=8, backoff=Backoff(random.Random()), pause=time.sleep)
+
+        cache = PayloadCache(fetch, CACHE_BYTES)
         ingest = stack.enter_context(closing(Ingest(run.store, bus, run.manifest)))
         loader = BatchLoader(
             index,

@@ -68,7 +68,9 @@ class EpisodeSpool:
         """
         data = encode(episode)
         key = EpisodeKey(self._store_folder, self._actor_id, episode.sequence, episode.num_steps, content_hash(data))
-        if sum(path.stat().st_size for path in self._folder.glob("*.arrow")) + len(data) > self._max_bytes:
+        with self._lock:
+            waiting_bytes = sum(path.stat().st_size for path in self._folder.glob("*.arrow"))
+        if waiting_bytes + len(data) > self._max_bytes:
             raise SpoolFull(
                 f"{self._folder} holds {self._max_bytes} bytes that wait for upload: check the store's link"
             )
@@ -103,7 +105,8 @@ class EpisodeSpool:
 
     def mark_uploaded(self, key: str) -> None:
         """Forget the local copy; the store has the episode. Idempotent."""
-        self._path(key).unlink(missing_ok=True)
+        with self._lock:
+            self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._folder / key.rsplit("/", 1)[1]

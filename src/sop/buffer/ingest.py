@@ -13,6 +13,7 @@ steps, so the order of rows is decided in one place.
 
 import logging
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,11 +30,12 @@ from sop.core.experience import Source
 from sop.core.layout import EpisodeKey
 from sop.core.run import RunManifest
 from sop.transport import Cursor, EventBus, ObjectStore
+from sop.transport.retry import Backoff, get_retrying
 
 _log = logging.getLogger(__name__)
 _SOURCE = {layout.EPISODES: Source.ONLINE, layout.DEMONSTRATIONS: Source.OFFLINE}
-_RETRY_S = (0.1, 0.5, 2.0)
-"""Pauses between tries when the store does not answer; afterwards the next listing tries again."""
+_PAUSE_S = 1.0
+"""Pause when the store does not answer; the next listing finds everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ class Ingest:
                     self.poll(timeout_s=0.2)
                 except StoreUnavailable as error:
                     _log.warning("ingest waits for the store: %s", error)
-                    self._stop.wait(_RETRY_S[-1])
+                    self._stop.wait(_PAUSE_S)
         except BaseException as error:  # noqa: BLE001 - handed to the owner, who raises it in drain()
             self._error = error
 
@@ -186,21 +188,12 @@ class Ingest:
         return 1
 
     def _fetch(self, key: EpisodeKey) -> IngestedEpisode:
-        data = self._get(str(key))
+        data = get_retrying(self._store, str(key), attempts=4, backoff=Backoff(random.Random()), pause=self._stop.wait)
         if content_hash(data) != key.episode_id:
             raise InvalidRecord("episode_id", f"the bytes hash to {content_hash(data)}, the key says {key.episode_id}")
         episode = decode(data)
         self._check(key, episode)
         return IngestedEpisode(key, _SOURCE[key.folder], EncodedEpisode(data))
-
-    def _get(self, key: str) -> bytes:
-        for pause_s in _RETRY_S:
-            try:
-                return self._store.get(key)
-            except StoreUnavailable as error:
-                _log.warning("cannot read %s, trying again: %s", key, error)
-                self._stop.wait(pause_s)
-        return self._store.get(key)
 
     def _check(self, key: EpisodeKey, episode: Episode) -> None:
         """Does the episode belong to this run, and is it the one that its key names?"""

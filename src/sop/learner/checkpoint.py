@@ -7,6 +7,8 @@ What the fleet gets is something else: a published policy with a manifest.
 """
 
 import logging
+import random
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ from torch import Tensor
 
 from sop.core import layout
 from sop.core.codec import content_hash
-from sop.core.errors import AlreadyExists, InvalidRecord, NotFound, SopError
+from sop.core.errors import InvalidRecord, NotFound, SopError
 from sop.transport import ObjectStore
+from sop.transport.retry import Backoff, put_retrying
 
 _log = logging.getLogger(__name__)
 
@@ -89,15 +92,16 @@ class CheckpointStore:
         folder = layout.checkpoint_folder(step)
         data = safetensors.torch.save(tensors)
         record = {"learner_step": step, "tensors_hash": content_hash(data), "state": msgspec.Raw(state)}
-        for name, content in (("tensors.safetensors", data), ("state.json", msgspec.json.encode(record))):
-            try:
-                self._store.put(f"{folder}/{name}", content)
-            except AlreadyExists:  # left by a learner that was killed here; its state.json was never written
-                self._store.delete(f"{folder}/{name}")
-                self._store.put(f"{folder}/{name}", content)
+        for name in ("state.json", "tensors.safetensors"):  # of a learner that was here before
+            self._store.delete(f"{folder}/{name}")
+        self._put(f"{folder}/tensors.safetensors", data)
+        self._put(f"{folder}/state.json", msgspec.json.encode(record))
         for old in self._steps()[: -self._keep]:
             self._store.delete(f"{layout.checkpoint_folder(old)}/state.json")
             self._store.delete(f"{layout.checkpoint_folder(old)}/tensors.safetensors")
+
+    def _put(self, key: str, data: bytes) -> None:
+        put_retrying(self._store, key, data, attempts=8, backoff=Backoff(random.Random()), pause=time.sleep)
 
     def _read(self, step: int) -> Checkpoint:
         folder = layout.checkpoint_folder(step)

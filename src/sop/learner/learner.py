@@ -94,7 +94,7 @@ class Learner:
             with parts.books.time.waiting():
                 batch = parts.loader.next()
             losses = parts.algorithm.loss(parts.policy, batch, parts.generator)
-            self._last = parts.optimization.step(losses)
+            self._last = parts.optimization.step(losses, self._lr_factor())
             parts.sampler.observe(batch.windows, losses.detach().float().cpu().numpy())
             parts.books.count_draws(batch.windows)
             self.step += 1
@@ -146,8 +146,14 @@ class Learner:
             return False
         if self._collected_at is None:
             self._collected_at = self.step
-            self._p.optimization.lr_factor = self._config.cooldown_lr_factor
         return self.step >= self._collected_at + self._config.cooldown_steps
+
+    def _lr_factor(self) -> float:
+        """1 while the fleet records; then it falls linearly to `cooldown_lr_factor`."""
+        if self._collected_at is None:
+            return 1.0
+        progress = (self.step - self._collected_at) / max(1, self._config.cooldown_steps)
+        return 1.0 + (self._config.cooldown_lr_factor - 1.0) * min(1.0, progress)
 
     def _nothing_new(self) -> bool:
         """Has every fresh start been drawn often enough for now (spec A.6 #11)?"""

@@ -50,11 +50,13 @@ class Optimization:
         self._average = {name: self._parameters[name].detach().clone() for name in self._names}
         self._steps = 0
         self._skipped_in_a_row = 0
-        self.lr_factor = 1.0
-        """Further factor of the learning rate, e.g. for the cool-down."""
 
-    def step(self, losses: Tensor) -> StepResult:
+    def step(self, losses: Tensor, lr_factor: float = 1.0) -> StepResult:
         """Take the losses [B] of a batch, step along the gradient of their mean.
+
+        Args:
+            losses: one per window, with a graph.
+            lr_factor: further factor of the learning rate, e.g. for a cool-down.
 
         Raises:
             RunError: `max_skipped_steps` steps in a row were not finite.
@@ -69,7 +71,7 @@ class Optimization:
             return StepResult(loss.item(), norm.item(), skipped=True)
         self._skipped_in_a_row = 0
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.lr * self._schedule(self._steps) * self.lr_factor
+            group["lr"] = self._config.lr * self._schedule(self._steps) * lr_factor
         self._optimizer.step()
         self._steps += 1
         with torch.no_grad():
@@ -92,7 +94,7 @@ class Optimization:
 
     def state_dict(self) -> dict[str, Any]:
         """The rest of the state, as JSON values."""
-        return {"steps": self._steps, "lr_factor": self.lr_factor}
+        return {"steps": self._steps}
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on where `tensors` and `state_dict` were taken."""
@@ -106,7 +108,6 @@ class Optimization:
                     key: values[name].clone() for key, values in optimizer.items()
                 }
         self._steps = state["steps"]
-        self.lr_factor = state["lr_factor"]
 
     def _skip(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)

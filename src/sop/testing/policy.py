@@ -45,9 +45,11 @@ class FakePolicy:
         return self._spec
 
     def infer(self, observation: Observation, instruction: str, conditioning: Conditioning) -> ActionChunk:
-        """See `Policy`."""
-        if not instruction:
-            raise ValueError("a policy needs an instruction")
+        """See `Policy`; refuses what no actor should pass."""
+        if not instruction or observation.state.shape != (self._spec.embodiment.num_states,):
+            raise ValueError(f"not an instruction and an observation: {instruction!r}, {observation.state.shape}")
+        if conditioning.advantage_indicator is not None:
+            raise ValueError("this policy knows no indicator")
         number = len(self.chunks)
         steps = np.arange(self._spec.action_horizon, dtype=np.float32)[:, None] / 100
         chunk = np.tile(number + steps, (1, self._spec.embodiment.num_actions)).astype(np.float32)
@@ -55,9 +57,9 @@ class FakePolicy:
         return self.chunks[-1]
 
     def load(self, weights: Weights, version: int) -> None:
-        """See `Policy`; refuses to be swapped while it acts."""
-        if self.acting:
-            raise PolicyRefused("a policy is swapped between episodes only")
+        """See `Policy`; refuses to be swapped while it acts, and half a policy."""
+        if self.acting or not weights:
+            raise PolicyRefused("a whole policy is swapped between episodes only")
         self.version = version
         self.loaded.append(version)
 

@@ -83,6 +83,7 @@ class DirectoryStore:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                self._require_root()
                 raise NotFound(f"no object {key!r} in {self.root}") from error
             raise _unavailable("read", path, error) from error
         try:
@@ -101,6 +102,7 @@ class DirectoryStore:
         """See `ObjectStore.keys`. Lists only the folders that can hold a key of the answer."""
         check_prefix(prefix)
         slash = prefix.rfind("/") + 1
+        self._require_root()
         return self._walk(prefix[:slash], prefix, after or "")
 
     def delete(self, key: str) -> None:
@@ -111,6 +113,11 @@ class DirectoryStore:
             self._check_links(path.parent)
             if not path.is_dir():
                 path.unlink()
+
+    def _require_root(self) -> None:
+        """A store that is gone (unmounted, moved) is unavailable; taking it for empty would lose its history."""
+        if not self.root.is_dir():
+            raise StoreUnavailable(f"the store {self.root} is not there: is its disk mounted?")
 
     def _walk(self, folder: str, prefix: str, after: str) -> Iterator[str]:
         """Keys below `folder` ("" or ending in "/") in order.

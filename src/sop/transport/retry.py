@@ -72,6 +72,23 @@ def put_retrying(
             return
 
 
+def get_retrying(
+    store: ObjectStore, key: str, *, attempts: int, backoff: Backoff, pause: Callable[[float], object]
+) -> bytes:
+    """`store.get`, tried up to `attempts` times while the store is unavailable. Blocks.
+
+    Raises:
+        NotFound: no object under the key.
+        StoreUnavailable: the last attempt failed too.
+    """
+    for _ in range(attempts - 1):
+        try:
+            return store.get(key)
+        except StoreUnavailable:
+            pause(backoff.next_s())
+    return store.get(key)
+
+
 def _holds(store: ObjectStore, key: str, data: bytes | memoryview) -> bool:
     try:
         return store.get(key, slice(0, len(data) + 1)) == data

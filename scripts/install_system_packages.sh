@@ -1,0 +1,16 @@
+#!/bin/sh
+# MuJoCo renders through EGL, which is not a Python package. Installs it when it is missing and we may.
+set -eu
+packages="libegl1 libegl-mesa0 libgl1-mesa-dri"
+
+if ldconfig -p 2>/dev/null | grep -q 'libEGL\.so\.1' && ldconfig -p | grep -q 'libEGL_mesa\.so\.0'; then
+    exit 0
+fi
+if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "Installing $packages (rendering without a screen)"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $packages >/dev/null
+    exit 0
+fi
+echo "Rendering needs EGL. Please install it, e.g.: sudo apt-get install $packages" >&2
+exit 1

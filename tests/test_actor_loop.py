@@ -1,0 +1,270 @@
+"""The control loop: who drives, what is recorded, when policies are swapped. Real parts, fake time and policy."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sop.actor import Actor, ActorSettings, EpisodeSpool, SpoolWriter
+from sop.actor.actor import training_seed
+from sop.broadcast import PolicyFacts, Publisher, Subscriber
+from sop.core.codec import decode
+from sop.core.embodiment import Observation
+from sop.core.episode import Episode, Outcome
+from sop.core.events import PolicySwapped
+from sop.core.policy import Conditioning, PolicySpec
+from sop.testing.clock import FakeClock
+from sop.testing.episodes import TOY_BODY
+from sop.testing.memory import MemoryBus, MemoryStore
+from sop.testing.policy import FakePolicy
+
+
+class CountingRobot(gymnasium.Env[Any, Any]):
+    """Succeeds after a fixed number of steps; keeps every action that it was given."""
+
+    def __init__(self, steps: int = 6, on_step: Callable[[int], None] = lambda _: None) -> None:
+        self.steps = steps
+        self.on_step = on_step
+        self.actions: list[list[npt.NDArray[np.float32]]] = []
+        self.resets: list[tuple[int | None, dict[str, Any] | None]] = []
+
+    def _seen(self) -> dict[str, Any]:
+        step = len(self.actions[-1])
+        return {
+            "images": {"front": np.full((16, 16, 3), step, np.uint8)},
+            "state": np.asarray([step, 0], np.float32),
+        }
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.resets.append((seed, options))
+        self.actions.append([])
+        return self._seen(), {}
+
+    def step(self, action: npt.NDArray[np.float32]) -> Any:
+        self.actions[-1].append(action)
+        self.on_step(len(self.actions[-1]))
+        done = len(self.actions[-1]) == self.steps
+        return self._seen(), 0.0, done, False, {"success": done}
+
+
+class ScriptedOperator:
+    """Takes over at given steps of every episode with a constant action."""
+
+    name = "anna"
+    reason = "because"
+
+    def __init__(self, steps: range | tuple[int, ...] = ()) -> None:
+        self.steps = steps
+        self.count = 0
+        self.seen: list[npt.NDArray[np.float32] | None] = []
+
+    def reset(self, task: str, seed: int) -> None:
+        self.count = 0
+
+    def correct(
+        self, observation: Observation, proposed: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.float32] | None:
+        self.seen.append(proposed)
+        self.count += 1
+        return np.asarray([-0.25, 0.5], np.float32) if self.count - 1 in self.steps else None
+
+
+SPEC = PolicySpec(kind="fake", config={}, embodiment=TOY_BODY, action_horizon=8, execution_horizon=4)
+
+
+class Bench:
+    """An actor with everything around it."""
+
+    def __init__(self, folder: Path, robot: CountingRobot, operator: ScriptedOperator, *, policy: FakePolicy | None):
+        self.store, self.bus, self.clock = MemoryStore(), MemoryBus(), FakeClock(tick_ns=1000)
+        self.robot, self.policy = robot, policy
+        self.spool = EpisodeSpool(folder, "episodes", "robot-0")
+        self.writer = SpoolWriter(self.spool, lambda _: None)
+        self.publisher = Publisher(self.store, self.bus, keep_policies=5)
+        self.subscriber: Subscriber | None = None
+        if policy is not None:
+            self.publish()
+            self.subscriber = Subscriber(self.store, self.bus, TOY_BODY, poll_s=0.01)
+        self.swaps: list[PolicySwapped] = []
+        self.actor = Actor(
+            ActorSettings(
+                actor_id="robot-0",
+                tasks=("push", "pull"),
+                instructions={"push": ("push it", "shove it"), "pull": ("pull it",)},
+                seed=1,
+                speed=1.0,
+                reset_s=2.0,
+                end_sequence=3,
+            ),
+            robot,
+            TOY_BODY,
+            operator,
+            self.writer,
+            next_sequence=self.spool.next_sequence(),
+            clock=self.clock,
+            subscriber=self.subscriber,
+            make_policy=lambda _: policy or FakePolicy(TOY_BODY),
+            on_swap=self.swaps.append,
+        )
+
+    def publish(self) -> int:
+        facts = PolicyFacts(
+            learner_step=0,
+            algorithm="test",
+            spec=SPEC,
+            conditioning=Conditioning(),
+            online_episodes=0,
+            offline_episodes=0,
+            config_hash="",
+            code_version="",
+        )
+        return self.publisher.publish_now({"w": np.zeros(1, np.float32)}, facts)
+
+    def run(self) -> list[Episode]:
+        self.actor.run(threading.Event())
+        return self.finish()
+
+    def finish(self) -> list[Episode]:
+        self.writer.close()
+        self.publisher.close()
+        if self.subscriber is not None:
+            self.subscriber.close()
+        return [decode(self.spool.read(key)) for key in self.spool.pending()]
+
+
+def policy() -> FakePolicy:
+    return FakePolicy(TOY_BODY, action_horizon=8, execution_horizon=4)
+
+
+def test_tasks_phrasings_and_numbers_take_turns(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, CountingRobot(), ScriptedOperator(), policy=policy())
+    episodes = bench.run()
+    assert [(e.sequence, e.task, e.instruction) for e in episodes] == [
+        (0, "push", "push it"),
+        (1, "pull", "pull it"),
+        (2, "push", "shove it"),
+    ]
+    assert all(e.outcome is Outcome.SUCCESS and e.num_steps == 6 for e in episodes)
+    seeds = [seed for seed, _ in bench.robot.resets]
+    assert seeds == [training_seed(1, number) for number in range(3)]
+    assert all(seed is not None and seed >= 2**31 for seed in seeds)
+
+
+def test_what_is_executed_is_what_is_recorded_and_the_proposal_is_kept_beside_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, CountingRobot(), ScriptedOperator((2, 3)), policy=policy())
+    episode = bench.run()[0]
+    np.testing.assert_array_equal(episode.action, np.stack(bench.robot.actions[0]))
+    assert episode.controller.tolist() == [0, 0, 1, 1, 0, 0]
+    assert [(m.start, m.stop, m.operator, m.reason) for m in episode.interventions] == [(2, 4, "anna", "because")]
+    np.testing.assert_allclose(episode.action[2:4, 0], -0.25)
+    assert episode.proposed.all()
+    np.testing.assert_allclose(episode.policy_action[0], 0.0)
+    np.testing.assert_allclose(episode.policy_action[2], 0.02, atol=1e-6)
+
+
+def test_when_control_changes_hands_the_rest_of_the_chunk_is_dropped(tmp_path: Path) -> None:
+    """Chunk 0 gives steps 0-2; taken over at 2, so step 3 plans anew; handed back at 4, so step 5 does."""
+    plans = policy()
+    bench = Bench(tmp_path, CountingRobot(), ScriptedOperator((2, 3)), policy=plans)
+    episode = bench.run()[0]
+    np.testing.assert_allclose(episode.policy_action[:, 0], [0, 0.01, 0.02, 1, 1.01, 2], atol=1e-6)
+
+
+def test_an_observation_is_what_was_seen_before_its_action(tmp_path: Path) -> None:
+    episode = Bench(tmp_path, CountingRobot(), ScriptedOperator(), policy=policy()).run()[0]
+    assert episode.state[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert [int(frame.mean()) for frame in episode.images["front"]] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_policy_that_plans_nan_makes_the_robot_hold_and_no_proposal_is_recorded(tmp_path: Path) -> None:
+    plans = FakePolicy(TOY_BODY, action_horizon=8, execution_horizon=4, bad_chunk=0)
+    bench = Bench(tmp_path, CountingRobot(), ScriptedOperator(), policy=plans)
+    episode = bench.run()[0]
+    np.testing.assert_array_equal(episode.action[:4, 0], 0.0)
+    assert episode.proposed.tolist() == [False] * 4 + [True] * 2
+
+
+def test_a_policy_is_swapped_between_episodes_only(tmp_path: Path) -> None:
+    plans = policy()
+    published = threading.Event()
+
+    def on_step(step: int) -> None:
+        plans.acting = step < 6
+        if step == 2 and not published.is_set():
+            bench.publish()
+            published.set()
+            subscriber = bench.subscriber
+            assert subscriber is not None
+            while subscriber.newest_version != 1:
+                published.wait(0.01)
+
+    bench = Bench(tmp_path, CountingRobot(on_step=on_step), ScriptedOperator(), policy=plans)
+    episodes = bench.run()
+    versions = [episode.policy_version for episode in episodes]
+    assert versions[0] == 0
+    assert versions[-1] == 1
+    assert versions == sorted(versions)
+    assert plans.loaded == [0, 1]
+    assert [swap.version for swap in bench.swaps] == [0, 1]
+    assert all(swap.published_utc_ns <= swap.staged_utc_ns for swap in bench.swaps)
+
+
+def test_steps_keep_the_beat_and_resets_take_their_time(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, CountingRobot(), ScriptedOperator(), policy=policy())
+    episode = bench.run()[0]
+    assert np.diff(episode.monotonic_ns) == pytest.approx(100_000_000, rel=0.01)
+    assert bench.clock.slept_ns[0] == pytest.approx(2_000_000_000, rel=0.01)
+    assert bench.actor.counts.overruns == 0
+
+
+def test_a_late_step_is_counted_and_the_beat_starts_anew(tmp_path: Path) -> None:
+    def on_step(step: int) -> None:
+        if step == 3:
+            bench.clock.advance(0.25)
+
+    bench = Bench(tmp_path, CountingRobot(on_step=on_step), ScriptedOperator(), policy=policy())
+    episode = bench.run()[0]
+    gaps = np.diff(episode.monotonic_ns) / 1e9
+    assert gaps == pytest.approx([0.1, 0.1, 0.25, 0.1, 0.1], abs=0.001)
+    assert bench.actor.counts.overruns == 3
+
+
+def test_a_stopped_actor_commits_the_running_episode_as_aborted(tmp_path: Path) -> None:
+    stop = threading.Event()
+    robot = CountingRobot(on_step=lambda step: stop.set() if step == 4 else None)
+    bench = Bench(tmp_path, robot, ScriptedOperator(), policy=policy())
+    bench.actor.run(stop)
+    (episode,) = bench.finish()
+    assert (episode.outcome, episode.num_steps, episode.truncated) == (Outcome.ABORTED, 4, False)
+    assert bench.actor.counts.episodes == 0
+
+
+def test_a_demonstration_has_no_version_and_no_proposals(tmp_path: Path) -> None:
+    operator = ScriptedOperator(range(100))
+    episode = Bench(tmp_path, CountingRobot(), operator, policy=None).run()[0]
+    assert episode.is_demonstration
+    assert not episode.proposed.any()
+    assert operator.seen[:6] == [None] * 6
+
+
+def test_an_actor_holds_while_nothing_can_be_recorded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, CountingRobot(), ScriptedOperator(), policy=policy())
+    bench.writer.full = "the disk of /spool is full: free some room"
+    stop = threading.Event()
+    thread = threading.Thread(target=bench.actor.run, args=(stop,))
+    thread.start()
+    for _ in range(1000):
+        if bench.actor.problem:
+            break
+        stop.wait(0.01)
+    assert bench.actor.problem == "the disk of /spool is full: free some room"
+    assert bench.robot.resets == []
+    bench.writer.full = ""
+    thread.join(20)
+    assert len(bench.finish()) == 3
+    assert bench.actor.problem == ""

@@ -1,0 +1,76 @@
+"""Evaluation: each seed once, the same for everybody, nobody helps."""
+
+import numpy as np
+import pytest
+
+from sop.config import RobotConfig
+from sop.core.evaluation import EvaluationResult, TaskResult, wilson_interval
+from sop.core.policy import Conditioning
+from sop.evaluation import ExpertDriver, PolicyDriver, evaluate_task, merge, shard
+from sop.robots import make_robot
+from sop.testing.policy import FakePolicy
+
+CONFIG = RobotConfig(kind="toy", fleet_tasks=("touch-red",), image_size=24)
+
+
+def test_shards_hold_every_seed_once() -> None:
+    parts = [shard(100, 11, part, 3) for part in range(3)]
+    assert sorted(seed for part in parts for seed in part) == list(range(100, 111))
+    assert parts[0] == [100, 103, 106, 109]
+
+
+def test_the_expert_succeeds_and_the_result_does_not_depend_on_the_shards() -> None:
+    robot = make_robot(CONFIG)
+    driver = ExpertDriver(robot)
+    whole = evaluate_task(robot, driver, "touch-red", shard(0, 20, 0, 1), 1.0)
+    parts = [evaluate_task(robot, driver, "touch-red", shard(0, 20, part, 2), 1.0) for part in range(2)]
+    assert whole.success >= 0.9
+    assert whole.successes == sum(part.successes for part in parts)
+    assert whole.robot_s == pytest.approx(sum(part.robot_s for part in parts))
+
+
+def test_a_policy_is_seeded_per_episode_and_looks_only_when_it_plans() -> None:
+    robot = make_robot(CONFIG)
+    policy = FakePolicy(robot.embodiment, action_horizon=8, execution_horizon=5)
+    seeds: list[int] = []
+    policy.reset = seeds.append  # type: ignore[method-assign]
+    result = evaluate_task(robot, PolicyDriver(robot, policy, Conditioning()), "touch-red", [7, 8], 0.5)
+    assert seeds == [7, 8]
+    steps = round((result.robot_s - 2 * 0.5) * robot.embodiment.control_hz)
+    assert result.episodes == 2
+    assert len(policy.chunks) >= steps / 5
+    assert len(policy.chunks) <= steps / 5 + 2
+
+
+def test_a_safety_gate_stands_between_an_evaluated_policy_and_the_robot() -> None:
+    robot = make_robot(CONFIG)
+    policy = FakePolicy(robot.embodiment, bad_chunk=0)
+    driver = PolicyDriver(robot, policy, Conditioning())
+    robot.reset(seed=0, options={"task": "touch-red"})
+    driver.begin("touch-red", 0)
+    assert np.isfinite(driver.act()).all()
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (50, 50, 0.9286, 1.0), (0, 0, 0.0, 1.0)],
+)
+def test_wilson_intervals_are_the_published_ones(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_merged_and_pooled_results_add_up_and_survive_json() -> None:
+    def part(successes: int) -> EvaluationResult:
+        tasks = {
+            "a": TaskResult(episodes=5, successes=successes, robot_s=10.0),
+            "b": TaskResult(episodes=5, successes=5, robot_s=20.0),
+        }
+        return EvaluationResult(
+            version=3, name="final", first_seed=9, tasks=tasks, online_episodes=4, utc_ns=1, published_utc_ns=2
+        )
+
+    merged = merge([part(1), part(2)])
+    assert merged.tasks["a"] == TaskResult(episodes=10, successes=3, robot_s=20.0)
+    assert merged.pooled(("a", "b")).success == pytest.approx(13 / 20)
+    assert merged.pooled(("b",)).throughput == pytest.approx(3600 * 10 / 40)
+    assert EvaluationResult.from_json(merged.to_json()) == merged

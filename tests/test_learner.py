@@ -1,0 +1,214 @@
+"""The learner: resumes to the bit, publishes in time, never publishes what is not finite."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sop.broadcast import fetch_policy, published_versions
+from sop.core import layout
+from sop.core.errors import RunError
+from sop.core.experience import Collection
+from sop.learner import Checkpoint, CheckpointStore, Learner, Optimization
+from sop.learner.learner import LearnerParts
+from sop.learner.optimization import constant_after_warmup
+from sop.learner.pretrain import cosine_after_warmup
+from sop.learner.stopwatch import Stopwatch
+from sop.presets import make_config
+from sop.runs import Run, create_run
+from sop.system import ActorOptions, learner_parts, make_learner_policy, run_actor, run_pretraining
+from sop.testing.memory import MemoryStore
+
+SETTINGS = ["pretrain.steps=3", "pretrain.demonstrations_per_task=4", "learner.publish_every=4", "fleet.speed=0"]
+
+
+@pytest.fixture(scope="module")
+def finished_base(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A debug run with demonstrations, a base policy, and six episodes of a fleet in its store."""
+    run = create_run(tmp_path_factory.mktemp("runs") / "base", make_config("debug", SETTINGS))
+    run_actor(run, ActorOptions(actor_id="lab-0", demonstrate=True, speed=0, end_sequence=12), threading.Event())
+    run_pretraining(run, threading.Event())
+    run_actor(run, ActorOptions(actor_id="robot-0", speed=0, end_sequence=6), threading.Event())
+    return run
+
+
+class Session:
+    """A learner over the episodes in the store, as in `run_learner` but without a fleet beside it."""
+
+    def __init__(self, run: Run, parts: LearnerParts, steps: int) -> None:
+        self.parts = parts
+        config = replace(run.config.learner, offline_steps=steps, checkpoint_every=10**6, publish_every=10**6)
+        parts.algorithm.collection = Collection.NOTHING
+        self.learner = Learner(parts, config, target_episodes=None)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return self.parts.policy.export(self.parts.optimization.averaged())
+
+
+def open_session(run: Run, steps: int, resume: Checkpoint | None = None) -> Iterator[Session]:
+    policy, algorithm = make_learner_policy(run)
+    with learner_parts(run, policy, algorithm, run.config.learner) as parts:
+        session = Session(run, parts, steps)
+        if resume is None:
+            keys = [*run.store.keys("demonstrations/"), *run.store.keys("episodes/")]
+            parts.books.index(parts.ingest.take(keys))
+        else:
+            session.learner.restore(resume)
+        yield session
+
+
+def train(run: Run, steps: int, resume: Checkpoint | None = None) -> tuple[dict[str, np.ndarray], Checkpoint]:
+    for session in open_session(run, steps, resume):
+        session.learner.train(threading.Event())
+        checkpoint = session.learner.checkpoint()
+        copied = {name: tensor.detach().clone() for name, tensor in checkpoint.tensors.items()}
+        return session.weights(), Checkpoint(checkpoint.learner_step, copied, checkpoint.state)
+    raise AssertionError
+
+
+def test_a_resumed_learner_is_equal_to_one_that_never_stopped_to_the_bit(finished_base: Run) -> None:
+    uninterrupted, end = train(finished_base, 9)
+    _, middle = train(finished_base, 4)
+    store = CheckpointStore(MemoryStore())
+    store.save(middle)
+    store.wait()
+    saved = store.newest()
+    store.close()
+    assert saved is not None
+    resumed, resumed_end = train(finished_base, 9, resume=saved)
+    assert resumed_end.learner_step == end.learner_step == 9
+    assert resumed_end.state == end.state
+    for name, value in uninterrupted.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    assert end.tensors.keys() == resumed_end.tensors.keys()
+    for name, tensor in end.tensors.items():
+        assert torch.equal(tensor, resumed_end.tensors[name]), name
+
+
+def test_training_changes_the_weights_and_the_seed_decides_how(finished_base: Run) -> None:
+    base = dict(fetch_policy(finished_base.store, 0)[1])
+    first, _ = train(finished_base, 3)
+    again, _ = train(finished_base, 3)
+    assert any(not np.array_equal(first[name], base[name]) for name in base)
+    for name in base:
+        np.testing.assert_array_equal(first[name], again[name])
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    checkpoints = CheckpointStore(store)
+    for step in (10, 20):
+        checkpoints.save(Checkpoint(step, {"w": torch.full((2,), float(step))}, {"note": step}))
+    checkpoints.close()
+    key = f"{layout.checkpoint_folder(20)}/tensors.safetensors"
+    store.tamper(key, store.get(key)[:-1] + b"\x07")
+    newest = CheckpointStore(store).newest()
+    assert newest is not None
+    assert (newest.learner_step, newest.state["note"], newest.tensors["w"].tolist()) == (10, 10, [10.0, 10.0])
+    assert "00000020 is damaged" in caplog.text
+
+
+def test_a_checkpoint_without_its_state_does_not_exist_and_can_be_written_again() -> None:
+    store = MemoryStore()
+    store.put(f"{layout.checkpoint_folder(5)}/tensors.safetensors", b"left by a killed learner")
+    checkpoints = CheckpointStore(store)
+    assert checkpoints.newest() is None
+    checkpoints.save(Checkpoint(5, {"w": torch.ones(1)}, {}))
+    checkpoints.wait()
+    newest = checkpoints.newest()
+    checkpoints.close()
+    assert newest is not None
+    assert newest.learner_step == 5
+
+
+def test_only_the_newest_checkpoints_are_kept() -> None:
+    store = MemoryStore()
+    checkpoints = CheckpointStore(store, keep=2)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(Checkpoint(step, {"w": torch.ones(1)}, {}))
+    checkpoints.close()
+    assert sorted({layout.version_of(key) for key in store.keys("checkpoints/")}) == [3, 4]
+
+
+def optimization(ema: float = 0.5) -> tuple[torch.nn.Linear, Optimization]:
+    torch.manual_seed(0)
+    module = torch.nn.Linear(2, 1)
+    config = replace(make_config("debug").learner, lr=0.1, ema=ema, weight_decay=0.0, max_skipped_steps=3)
+    return module, Optimization(module, config, constant_after_warmup(0))
+
+
+def test_the_published_weights_are_the_moving_average() -> None:
+    module, steps = optimization(ema=0.75)
+    expected = module.weight.detach().clone()
+    for number in range(3):
+        steps.step(module(torch.ones(4, 2)).squeeze(1) * (number + 1))
+        expected = 0.75 * expected + 0.25 * module.weight.detach()
+        torch.testing.assert_close(steps.averaged()["weight"], expected)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_three_in_a_row_stop_the_learner() -> None:
+    module, steps = optimization()
+    before = {name: tensor.clone() for name, tensor in steps.tensors().items()}
+    bad = module(torch.full((2, 2), float("nan"))).squeeze(1)
+    assert steps.step(bad).skipped
+    for name, tensor in steps.tensors().items():
+        assert torch.equal(tensor, before[name])
+    assert not steps.step(module(torch.ones(2, 2)).squeeze(1)).skipped
+    for _ in range(2):
+        assert steps.step(module(torch.full((2, 2), float("nan"))).squeeze(1)).skipped
+    with pytest.raises(RunError, match="3 times in a row"):
+        steps.step(module(torch.full((2, 2), float("nan"))).squeeze(1))
+
+
+def test_schedules_begin_warm_and_end_at_zero() -> None:
+    warm = constant_after_warmup(4)
+    assert [warm(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    cosine = cosine_after_warmup(100)
+    assert cosine(0) == pytest.approx(0.05)
+    assert cosine(50) == pytest.approx(0.5)
+    assert cosine(100) == pytest.approx(0.0)
+
+
+def test_pausing_is_not_waiting() -> None:
+    now = [0.0]
+    watch = Stopwatch(lambda: now[0])
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    with watch.waiting():
+        spend(1)
+    spend(3)
+    with watch.pausing():
+        spend(6)
+    assert watch.lap(8, every_s=20) is None
+    lap = watch.lap(8, every_s=10)
+    assert lap is not None
+    assert (lap.steps_per_s, lap.busy, lap.worked_s) == pytest.approx((2.0, 0.75, 4.0))
+
+
+def test_the_loop_publishes_on_its_beat_and_ends_when_all_is_learned(finished_base: Run) -> None:
+    """Six episodes are there; one step sees them, 5 cool down; a policy every 4 steps and at the end."""
+    run = finished_base
+    before = list(published_versions(run.store))
+    policy, algorithm = make_learner_policy(run)
+    config = replace(run.config.learner, publish_every=4, cooldown_steps=5, checkpoint_every=2)
+    with learner_parts(run, policy, algorithm, config) as parts:
+        learner = Learner(parts, config, target_episodes=6)
+        parts.books.index(parts.ingest.take(sorted(run.store.keys("demonstrations/"))))
+        parts.ingest.reconcile()
+        learner.run(threading.Event())
+        assert parts.books.collected == 6
+        assert learner.step == 1 + 5
+    new = [version for version in published_versions(run.store) if version not in before]
+    manifests = [fetch_policy(run.store, version)[0] for version in new]
+    assert [manifest.learner_step for manifest in manifests] == [4, 6]
+    assert [manifest.online_episodes for manifest in manifests] == [6, 6]
+    assert manifests[0].parent_version == before[-1]
+    newest = parts.checkpoints.newest()
+    assert newest is not None
+    assert newest.learner_step == 6
+    assert len(newest.state["episodes"]) == 12 + 6

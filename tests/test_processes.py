@@ -1,0 +1,110 @@
+"""Child processes and the command line: restarted, stopped by id, quick to help, clear about mistakes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sop import processes
+from sop.cli import main
+from sop.core.errors import RunError
+from sop.processes import Children
+
+
+def python(children: Children, monkeypatch: pytest.MonkeyPatch, name: str, code: str, *, restart: bool = False) -> None:
+    """Start a child that runs `code` instead of the `sop` command."""
+    real = subprocess.Popen
+    with monkeypatch.context() as patched:
+        patched.setattr(processes, "sys", type("Fake", (), {"executable": sys.executable, "platform": sys.platform}))
+        children.start(name, [], restart=restart)
+    children.stop(name)
+    child = processes.Child(name, [sys.executable, "-c", code], restart, real([sys.executable, "-c", "0"]), 0.0)
+    child.process.wait()
+    child.process = children._spawn(name, child.arguments)
+    child.started = time.monotonic() - 60
+    children._children[name] = child
+
+
+def wait_for(condition: object, what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        os.sched_yield()
+
+
+def test_a_killed_child_is_started_again_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    children = Children(tmp_path, on_restart=notes.append)
+    python(children, monkeypatch, "sleeper", "import time; time.sleep(60)", restart=True)
+    first = children.pid("sleeper")
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    children.watch()
+    assert children.pid("sleeper") != first
+    assert notes == ["sleeper died (code -9) and was started again"]
+    assert not children.finished("sleeper")
+    children.stop()
+    assert children.finished("sleeper")
+
+
+def test_a_child_that_may_not_fail_ends_the_run_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = Children(tmp_path)
+    python(children, monkeypatch, "worker", "raise SystemExit('the reason')")
+    children.wait("worker", 20)
+    with pytest.raises(RunError, match=r"worker ended with code 1(?s:.*)the reason"):
+        children.watch()
+
+
+def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = Children(tmp_path)
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True); time.sleep(60)"
+    )
+    python(children, monkeypatch, "deaf", code)
+    pid = children.pid("deaf")
+    wait_for(lambda: "deaf" in children.log_tail("deaf"), "the start")
+    children.stop("deaf", timeout_s=0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_children_are_told_who_their_parent_is_and_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    environment = processes.child_environment({"A": "b"})
+    assert environment["SOP_PARENT_PID"] == str(os.getpid())
+    assert (environment["OMP_NUM_THREADS"], environment["A"]) == ("1", "b")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["inspect", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom sop.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'pyarrow', 'rich', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: sop" in result.stdout
+    assert result.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "metaword"], 2, "Did you mean 'metaworld'"),
+        (["run", "debug", "--set", "learner.lrr=3"], 2, "Did you mean 'lr'"),
+        (["run", "debug", "--algorithm", "hgdagger", "--runs", "{tmp}"], 2, "Did you mean 'hg_dagger'"),
+        (["learner", "{tmp}/nothing"], 1, "is not the folder of a run"),
+        (["inspect", "{tmp}"], 1, "is not the folder of a run"),
+        (["evaluate", "file://{tmp}/none"], 1, "holds no run"),
+    ],
+)
+def test_a_mistake_is_named_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    assert main(filled) == code
+    assert message in capsys.readouterr().err

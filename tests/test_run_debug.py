@@ -1,0 +1,85 @@
+"""The whole loop in seconds: it learns, is killed, resumes, and loses nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chaos import count, processes_of, run_with_kills
+from sop.broadcast import published_versions
+from sop.transport import open_store
+
+pytestmark = pytest.mark.slow
+
+
+def sop(*arguments: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-m", "sop", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: "subprocess.Popen[bytes]", code: int = 0) -> str:
+    output, _ = process.communicate(timeout=240)
+    text = output.decode()
+    assert process.returncode == code, text
+    return text
+
+
+def test_the_debug_run_ends_with_a_report_and_every_number(tmp_path: Path) -> None:
+    text = finish(sop("run", "debug", "--runs", str(tmp_path), "--name", "whole", "--seed", "1"))
+    folder = tmp_path / "whole"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["episodes"] == 24
+    assert summary["lost_episodes"] == summary["duplicate_episodes"] == summary["quarantined"] == 0
+    assert summary["publishes"] >= 2
+    assert summary["learner_steps"] >= 20
+    assert summary["seed"] == 1
+    assert 0 <= summary["base"]["success"] <= 1
+    assert summary["expert"]["success"] >= 0.9
+    assert summary["freshness"]["publish_to_staged_s"]["p50"] >= 0
+    assert set(summary["per_task"]) == {"touch-red", "touch-green"}
+    assert summary["held_out"]["final"] is not None
+    page = (folder / "report.html").read_text()
+    assert "<img" in page
+    assert "http://" not in page
+    assert (folder / "curve.png").stat().st_size > 1000
+    assert "24 episodes" in text
+    newest = list(published_versions(open_store(str(folder / "store"))))[-1]
+    assert finish(sop("inspect", str(folder))).count(f" {newest} ") >= 1
+    assert count(folder)["lost"] == 0
+    again = finish(sop("run", "debug", "--runs", str(tmp_path), "--name", "whole"), code=2)
+    assert "--resume goes on with it" in again
+
+
+def test_ctrl_c_ends_a_run_with_a_report_and_resume_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    run = sop("run", "debug", "--runs", str(tmp_path), "--name", "broken", "--episodes", "30")
+    while run.poll() is None and not list((folder / "store" / "episodes").glob("*/*.arrow")):
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    finish(run, code=130)
+    partial = json.loads((folder / "summary.json").read_text())
+    assert partial["final"]["success"] is None
+    assert partial["lost_episodes"] == 0
+    assert 0 < partial["episodes"] < 30
+    assert (folder / "report.html").exists()
+    assert processes_of(folder) == {}
+    finish(sop("run", "debug", "--runs", str(tmp_path), "--name", "broken", "--resume"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["episodes"] == 30
+    assert summary["learner_steps"] > partial["learner_steps"]
+    assert summary["final"]["success"] is not None
+    counts = count(folder)
+    assert counts["recorded"] == counts["indexed"]
+    assert (counts["lost"], counts["duplicated"], counts["unknown"]) == (0, 0, 0)
+
+
+def test_killed_learner_and_actors_lose_nothing(tmp_path: Path) -> None:
+    code, hits, counts = run_with_kills(tmp_path, 4, episodes=40, every_s=2.5, seed=3)
+    log = (tmp_path / "chaos.log").read_text()
+    assert code == 0, log
+    assert sum(hits.values()) >= 3, log
+    assert counts["recorded"] == counts["indexed"] >= 40
+    assert (counts["lost"], counts["duplicated"], counts["unknown"]) == (0, 0, 0)
