@@ -37,7 +37,7 @@ def put(store: MemoryStore, folder: str = layout.EPISODES, **changes: object) ->
 
 def announce(bus: MemoryBus, key: str, times: int = 1) -> None:
     for number in range(times):
-        event = EpisodeCommitted(key=key, ended_utc_ns=0, committed_utc_ns=0)
+        event = EpisodeCommitted(key=key, outcome="success", ended_utc_ns=0, committed_utc_ns=0)
         bus.publish(TOPIC_EPISODES, encode_event(event), event_id=f"{key}/{number}")
 
 

@@ -68,7 +68,7 @@ class FleetConfig:
     num_actors: int = 4
     speed: float = 1.0
     """Robot seconds per wall-clock second; 1 is real time, 0 runs as fast as the machine can."""
-    episodes: int | None = 128
+    episodes: int | None = 144
     """Collect this many episodes (aborted ones not counted), then finish; None runs until stopped."""
     minutes: float | None = None
     """Stop collecting after this wall-clock time; None for no limit."""
@@ -153,7 +153,7 @@ class LearnerConfig:
     """Learner steps between two published policies."""
     checkpoint_every: int = 200
     """Learner steps between two checkpoints."""
-    max_draws_per_start: float = 8.0
+    max_draws_per_start: float = 12.0
     """Pause when every window start that the fleet added has been drawn this often on average; 0 never pauses."""
     offline_steps: int = 800
     """Steps of an algorithm that collects nothing (`bc`)."""
@@ -185,7 +185,7 @@ class EvaluationConfig:
     """For the base and the final policy, and for the expert."""
     progress_episodes_per_task: int = 10
     """For versions that are evaluated while the fleet runs; 0 for none."""
-    first_seed: int = 1_000_000
+    first_seed: int = 7_000_000
     """Episode i of a task is reset with seed first_seed + i (progress evaluations use other seeds)."""
     workers: int = 2
     """Processes for the base and final evaluation."""

@@ -172,7 +172,7 @@ class Launcher:
 
         def look(view: RunView) -> bool:
             nonlocal recording
-            collected = 0 if view.learner is None else sum(view.learner.episodes.values())
+            collected = max(view.collected, 0 if view.learner is None else sum(view.learner.episodes.values()))
             if fleet.episodes is not None and self._collection is not Collection.NOTHING:
                 view.phase_progress = (min(collected, fleet.episodes), fleet.episodes)
             over = fleet.episodes is not None and collected >= fleet.episodes

@@ -10,18 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sop.core import layout
+from sop.core.episode import Outcome
 from sop.core.errors import InvalidRecord, StoreUnavailable
 from sop.core.evaluation import EvaluationResult
 from sop.core.events import (
     TOPIC_ACTORS,
+    TOPIC_EPISODES,
     TOPIC_LEARNER,
     TOPIC_POLICIES,
     ActorReported,
+    EpisodeCommitted,
     LearnerReported,
     PolicyPublished,
     PolicySwapped,
     decode_event,
 )
+from sop.core.layout import EpisodeKey
 from sop.core.run import RunManifest
 from sop.metrics import MetricSink
 from sop.transport import Cursor, EventBus, ObjectStore
@@ -44,6 +48,8 @@ class RunView:
     """Estimate for the whole run, seconds."""
     actors: dict[str, ActorReported] = field(default_factory=dict)
     learner: LearnerReported | None = None
+    collected: int = 0
+    """Episodes that the fleet has committed, aborted ones and the lab's not counted."""
     published: int = 0
     """Policies published since the monitor started."""
     publish_to_swap_s: list[float] = field(default_factory=list)
@@ -95,6 +101,7 @@ class Monitor:
             (TOPIC_ACTORS, self._on_actor),
             (TOPIC_LEARNER, self._on_learner),
             (TOPIC_POLICIES, self._on_policy),
+            (TOPIC_EPISODES, self._on_episode),
         ):
             for cursor, data in self._bus.poll(topic, self._cursors.get(topic), timeout_s=0):
                 try:
@@ -132,6 +139,11 @@ class Monitor:
 
     def _on_learner(self, data: bytes) -> None:
         self.view.learner = decode_event(data, LearnerReported)
+
+    def _on_episode(self, data: bytes) -> None:
+        event = decode_event(data, EpisodeCommitted)
+        from_lab = EpisodeKey.parse(event.key).actor_id.startswith(layout.LAB_ACTOR)
+        self.view.collected += not from_lab and event.outcome != Outcome.ABORTED
 
     def _on_policy(self, data: bytes) -> None:
         event = decode_event(data, PolicyPublished)

@@ -110,8 +110,13 @@ class Uploader:
         except AlreadyExists:
             if content_hash(self._store.get(key)) != EpisodeKey.parse(key).episode_id:
                 raise InvalidRecord("episode", f"the store holds other bytes under {key}; kept on disk") from None
-        ended_utc_ns = EncodedEpisode(data).header.end_utc_ns
-        event = EpisodeCommitted(key=key, ended_utc_ns=ended_utc_ns, committed_utc_ns=self._clock.utc_ns())
+        header = EncodedEpisode(data).header
+        event = EpisodeCommitted(
+            key=key,
+            outcome=header.outcome,
+            ended_utc_ns=header.end_utc_ns,
+            committed_utc_ns=self._clock.utc_ns(),
+        )
         self._bus.publish(TOPIC_EPISODES, encode_event(event), event_id=key)
         self._spool.mark_uploaded(key)
 

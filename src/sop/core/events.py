@@ -24,6 +24,8 @@ class EpisodeCommitted(Event, frozen=True, kw_only=True, tag=True):
     """An episode is in the store, whole."""
 
     key: str
+    outcome: str
+    """`Outcome` of the episode."""
     ended_utc_ns: int
     """When the robot finished the episode."""
     committed_utc_ns: int
