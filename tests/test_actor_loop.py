@@ -16,6 +16,7 @@ from sop.broadcast import PolicyFacts, Publisher, Subscriber
 from sop.core.codec import decode
 from sop.core.embodiment import Observation
 from sop.core.episode import Episode, Outcome
+from sop.core.errors import PolicyRefused
 from sop.core.events import PolicySwapped
 from sop.core.policy import Conditioning, PolicySpec
 from sop.testing.clock import FakeClock
@@ -268,3 +269,44 @@ def test_an_actor_holds_while_nothing_can_be_recorded(tmp_path: Path) -> None:
     thread.join(20)
     assert len(bench.finish()) == 3
     assert bench.actor.problem == ""
+
+
+def test_when_the_robot_fails_the_episode_until_then_is_kept_as_aborted(tmp_path: Path) -> None:
+    def on_step(step: int) -> None:
+        if step == 3:
+            raise OSError("the arm does not answer")
+
+    bench = Bench(tmp_path, CountingRobot(on_step=on_step), ScriptedOperator((1,)), policy=policy())
+    with pytest.raises(OSError, match="does not answer"):
+        bench.actor.run(threading.Event())
+    (episode,) = bench.finish()
+    assert (episode.outcome, episode.num_steps) == (Outcome.ABORTED, 3)
+    assert [(mark.start, mark.stop) for mark in episode.interventions] == [(1, 2)]
+
+
+def test_a_policy_that_cannot_be_loaded_is_refused_and_the_old_one_acts_on(tmp_path: Path) -> None:
+    plans = policy()
+    load, refused = plans.load, threading.Event()
+
+    def refuse_the_second(weights: Any, version: int) -> None:
+        if version == 1:
+            refused.set()
+            raise PolicyRefused("w has shape (2,), this policy has (1,)")
+        load(weights, version)
+
+    plans.load = refuse_the_second  # type: ignore[method-assign]
+
+    def on_step(step: int) -> None:
+        if step == 2 and bench.publisher.last_published == 0:
+            bench.publish()
+            subscriber = bench.subscriber
+            assert subscriber is not None
+            while subscriber.newest_version != 1:
+                refused.wait(0.01)
+
+    bench = Bench(tmp_path, CountingRobot(on_step=on_step), ScriptedOperator(), policy=plans)
+    episodes = bench.run()
+    assert refused.is_set()
+    assert {episode.policy_version for episode in episodes} == {0}
+    assert bench.actor.refusal == "cannot run policy 1: w has shape (2,), this policy has (1,)"
+    assert [swap.version for swap in bench.swaps] == [0]

@@ -163,6 +163,8 @@ class LearnerConfig:
     """Share of the learning rate that is left at the end of the cool-down."""
     prefetch: int = 2
     """Batches that are prepared ahead."""
+    device: str = "auto"
+    """Where the learner computes, e.g. `cpu` or `cuda:0`; `auto` takes a GPU when there is one."""
     threads: int = 1
     """Processor threads of the learner while the fleet runs beside it."""
     keep_policies: int = 50

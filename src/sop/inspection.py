@@ -12,6 +12,9 @@ from sop.core.evaluation import EvaluationResult
 from sop.core.layout import EpisodeKey
 from sop.runs import Run, open_run
 
+PLAIN_WIDTH = 140
+"""Columns when the output is not a terminal but a file or a pipe."""
+
 
 def print_run(place: str, *, num_episodes: int) -> None:
     """Print what is in a run's store: the run, its episodes (the last ones in full), its policy versions.
@@ -20,6 +23,8 @@ def print_run(place: str, *, num_episodes: int) -> None:
         RunError: there is no run.
     """
     run, console = open_run(place), Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
     manifest = run.manifest
     console.print(
         f"[bold]{manifest.name}[/bold]: {manifest.embodiment.name}, {run.config.algorithm}, seed {run.config.seed}"
@@ -48,7 +53,7 @@ def _print_episodes(run: Run, console: Console, num_episodes: int) -> Counter[in
         table.add_column(column)
     for _, name, episode in rows[-num_episodes:] if num_episodes else []:
         version = "demonstration" if episode.policy_version is None else str(episode.policy_version)
-        marks = "; ".join(f"{mark.start}-{mark.stop} {mark.operator}: {mark.reason}" for mark in episode.interventions)
+        marks = "; ".join(f"{mark.start}-{mark.stop} {mark.reason} ({mark.operator})" for mark in episode.interventions)
         human = f"{episode.controller.mean():.0%}"
         facts = (name.episode_id[:12], name.actor_id, str(name.sequence), episode.header.task, version, episode.outcome)
         table.add_row(*facts, str(episode.num_steps), human, marks)

@@ -204,6 +204,7 @@ def learner_parts(
         config: numbers of the loop.
         schedule: factor of the learning rate per optimizer step; None is constant after a warm-up.
     """
+    policy.module.to(choose_device(config.device))
     freeze(policy.module, config.freeze)
     index = EpisodeIndex(run.config.robot.all_tasks)
     sampler = AdaptiveSampler(index, run.config.sampler, seed=run.config.seed)
@@ -248,6 +249,13 @@ def learner_parts(
             config_hash=content_hash(msgspec.json.encode(run.manifest.config)),
             code_version=code_version(),
         )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `learner.device` names."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
 
 
 def code_version() -> str:

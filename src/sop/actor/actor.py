@@ -19,6 +19,7 @@ from sop.broadcast import StagedPolicy, Subscriber
 from sop.core.clock import Clock
 from sop.core.embodiment import Embodiment, Observation
 from sop.core.episode import Outcome
+from sop.core.errors import PolicyRefused
 from sop.core.events import PolicySwapped
 from sop.core.policy import Policy, PolicySpec
 
@@ -141,6 +142,9 @@ class Actor:
         self.counts = ActorCounts()
         self.task = ""
         self.problem = ""
+        """Why the robot holds; empty while it works."""
+        self.refusal = ""
+        """Why the last staged policy could not be loaded; empty when it could."""
 
     @property
     def state(self) -> ActorState:
@@ -165,9 +169,12 @@ class Actor:
             self.problem = ""
             observation = self._reset()
             self._move(ActorState.ACTING)
-            outcome, truncated = self._act(observation, stop)
-            self._move(ActorState.RESETTING)
-            self._close_episode(outcome, truncated)
+            outcome, truncated = Outcome.ABORTED, False
+            try:
+                outcome, truncated = self._act(observation, stop)
+            finally:  # also when robot, policy or operator fail: what was recorded until then is kept
+                self._move(ActorState.RESETTING)
+                self._close_episode(outcome, truncated)
         return self._move(ActorState.STOPPED)
 
     def _wait_for_policy(self, stop: threading.Event) -> bool:
@@ -182,10 +189,17 @@ class Actor:
         staged = None if self._subscriber is None else self._subscriber.take()
         if staged is None:
             return
-        if self._policy is None or self._policy.spec != staged.manifest.spec:
-            self._policy = self._make_policy(staged.manifest.spec)
-        self._policy.load(staged.weights, staged.manifest.version)
-        self._playback = ChunkPlayback(self._policy, staged.manifest.conditioning)
+        try:
+            same = self._policy is not None and self._policy.spec == staged.manifest.spec
+            policy = self._policy if same and self._policy else self._make_policy(staged.manifest.spec)
+            policy.load(staged.weights, staged.manifest.version)
+        except (PolicyRefused, ValueError) as error:
+            self.refusal = f"cannot run policy {staged.version}: {error}"
+            _log.error("%s %s; it keeps %s", self.settings.actor_id, self.refusal, self.policy_version)
+            return
+        self.refusal = ""
+        self._policy = policy
+        self._playback = ChunkPlayback(policy, staged.manifest.conditioning)
         self._on_swap(self._swapped(staged))
 
     def _swapped(self, staged: StagedPolicy) -> PolicySwapped:

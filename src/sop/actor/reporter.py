@@ -96,6 +96,6 @@ class ActorReporter:
             steps=counts.steps,
             spooled=len(spool.pending()),
             overruns=counts.overruns,
-            problem=actor.problem or uploader.problem or refused,
+            problem=actor.problem or uploader.problem or actor.refusal or refused,
             utc_ns=self._clock.utc_ns(),
         )

@@ -104,8 +104,9 @@ class Optimization:
         optimizer = {key: _under(f"optimizer/{key}/", tensors) for key in ("step", "exp_avg", "exp_avg_sq")}
         for name in self._names:
             if name in optimizer["step"]:
-                self._optimizer.state[self._parameters[name]] = {
-                    key: values[name].clone() for key, values in optimizer.items()
+                parameter = self._parameters[name]
+                self._optimizer.state[parameter] = {
+                    key: values[name].to(parameter.device, copy=True) for key, values in optimizer.items()
                 }
         self._steps = state["steps"]
 
