@@ -97,6 +97,10 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         (["run", "metaword"], 2, "Did you mean 'metaworld'"),
         (["run", "debug", "--set", "learner.lrr=3"], 2, "Did you mean 'lr'"),
         (["run", "debug", "--algorithm", "hgdagger", "--runs", "{tmp}"], 2, "Did you mean 'hg_dagger'"),
+        (["run", "debug", "--set", "policy.kind=flow_vlaa", "--runs", "{tmp}"], 2, "Did you mean 'flow_vla'"),
+        (["run", "debug", "--set", "policy.settings.widht=3", "--runs", "{tmp}"], 2, "Did you mean 'width'"),
+        (["run", "debug", "--set", "operator.kind=nobody", "--runs", "{tmp}"], 2, "known: stand_in, none"),
+        (["run", "debug", "--set", 'robot.fleet_tasks=["touch-rad"]', "--runs", "{tmp}"], 2, "'touch-red'"),
         (["learner", "{tmp}/nothing"], 1, "is not the folder of a run"),
         (["inspect", "{tmp}"], 1, "is not the folder of a run"),
         (["evaluate", "file://{tmp}/none"], 1, "holds no run"),
@@ -108,3 +112,4 @@ def test_a_mistake_is_named_with_what_to_do(
     filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     assert main(filled) == code
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/store"))  # nothing was begun

@@ -83,3 +83,24 @@ def test_killed_learner_and_actors_lose_nothing(tmp_path: Path) -> None:
     assert sum(hits.values()) >= 3, log
     assert counts["recorded"] == counts["indexed"] >= 40
     assert (counts["lost"], counts["duplicated"], counts["unknown"]) == (0, 0, 0)
+
+
+def test_extra_demonstrations_go_to_the_offline_buffer_and_the_base_is_shared(tmp_path: Path) -> None:
+    finish(sop("run", "debug", "--runs", str(tmp_path), "--name", "a", "--minutes", "0", "--episodes", "4"))
+    arguments = ("--name", "b", "--algorithm", "offline_extra", "--base-from", str(tmp_path / "a"), "--episodes", "12")
+    finish(sop("run", "debug", "--runs", str(tmp_path), *arguments))
+    first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in "ab")
+    assert second["base"] == first["base"]
+    assert second["episodes"] == 0
+    assert 12 <= second["demonstrated_episodes"] <= 15
+    assert second["interventions"] == 0
+    assert second["final"]["success"] is not None
+    store = open_store(str(tmp_path / "b" / "store"))
+    assert list(store.keys("episodes/")) == []
+    assert len(list(store.keys("demonstrations/robot-"))) == second["recorded_episodes"]
+    weights = [open_store(str(tmp_path / name / "store")).get("policies/00000000/weights.safetensors") for name in "ab"]
+    assert weights[0] == weights[1]
+    refused = sop(
+        "run", "debug", "--runs", str(tmp_path), "--name", "c", "--seed", "9", "--base-from", str(tmp_path / "a")
+    )
+    assert "its seed is 0, this run has 9" in finish(refused, code=1)

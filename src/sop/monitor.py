@@ -128,8 +128,8 @@ class Monitor:
         self.view.actors[report.actor_id] = report
 
     def _on_swap(self, swap: PolicySwapped) -> None:
-        if swap.published_utc_ns < self._started_utc_ns:
-            return  # the first policy of a run that was there before: waiting for it is not freshness
+        if swap.version == 0 or swap.published_utc_ns < self._started_utc_ns:
+            return  # the policy that was there before the fleet: waiting for the fleet is not freshness
         to_swap_s = (swap.swapped_utc_ns - swap.published_utc_ns) / 1e9
         to_staged_s = (swap.staged_utc_ns - swap.published_utc_ns) / 1e9
         self.view.publish_to_swap_s.append(to_swap_s)

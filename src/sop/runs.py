@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sop.algorithms import make_algorithm
 from sop.config import RunConfig
 from sop.core import layout
 from sop.core.errors import AlreadyExists, NotFound, RunError
 from sop.core.events import TOPIC_ACTORS, TOPIC_LEARNER
 from sop.core.run import RunManifest
+from sop.operators import OPERATORS
+from sop.policies import check_policy
 from sop.presets import config_from_dict, config_to_dict
 from sop.robots import make_robot
 from sop.transport import EventBus, ObjectStore, default_bus_url, open_bus, open_store, probe
@@ -50,9 +53,10 @@ def create_run(folder: Path, config: RunConfig) -> Run:
         RunError: there is a run already.
         ValueError: a task that the robot does not know.
     """
+    check_names(config)
+    robot = make_robot(config.robot)
     store = open_store(str(folder / "store"))
     probe(store)
-    robot = make_robot(config.robot)
     tasks = config.robot.all_tasks
     manifest = RunManifest(
         name=folder.name,
@@ -69,6 +73,18 @@ def create_run(folder: Path, config: RunConfig) -> Run:
     except AlreadyExists as error:
         raise RunError(f"{folder} holds a run already: resume it or choose another name") from error
     return open_run(str(folder))
+
+
+def check_names(config: RunConfig) -> None:
+    """Make sure that everything a configuration names exists, before anything is made.
+
+    Raises:
+        ValueError: unknown algorithm, operator, policy, or a setting of theirs; suggests the nearest.
+    """
+    make_algorithm(config.algorithm, config.algorithm_settings, control_hz=1.0)
+    check_policy(config.policy.kind, config.policy.settings)
+    if config.operator.kind not in OPERATORS:
+        raise ValueError(f"operator.kind: {config.operator.kind!r} is not an operator; known: {', '.join(OPERATORS)}")
 
 
 def open_run(place: str, bus_url: str | None = None) -> Run:

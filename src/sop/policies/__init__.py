@@ -17,7 +17,16 @@ from sop.policies.flow_vla import FlowVLA
 from sop.policies.normalization import compute_normalization
 from sop.policies.settings import Settings, build_settings
 
-__all__ = ["POLICIES", "PolicyKind", "TrainablePolicy", "compute_normalization", "freeze", "make_policy", "make_spec"]
+__all__ = [
+    "POLICIES",
+    "PolicyKind",
+    "TrainablePolicy",
+    "check_policy",
+    "compute_normalization",
+    "freeze",
+    "make_policy",
+    "make_spec",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,15 @@ def make_spec(
         execution_horizon=execution_horizon,
         normalization={name: tuple(values) for name, values in normalization.items()},
     )
+
+
+def check_policy(kind: str, settings: Mapping[str, Any]) -> None:
+    """Make sure that a kind exists and takes these settings, without making a policy.
+
+    Raises:
+        ValueError: unknown kind or setting, or a value out of range.
+    """
+    build_settings(_kind(kind).settings, settings, f"policy {kind}")
 
 
 def make_policy(spec: PolicySpec, seed: int = 0) -> TrainablePolicy:
