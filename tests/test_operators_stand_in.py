@@ -251,7 +251,7 @@ def test_nobody_never_takes_over_and_the_demonstrator_always_drives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("standin", "Did you mean 'stand_in'"), ("xyz", r"operator\. Known: stand_in, none")]
+    ("kind", "message"), [("standin", "Did you mean 'stand_in'"), ("xyz", r"operator\. Known are: none, stand_in")]
 )
 def test_make_operator_suggests_what_was_meant(kind: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -99,7 +99,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         (["run", "debug", "--algorithm", "hgdagger", "--runs", "{tmp}"], 2, "Did you mean 'hg_dagger'"),
         (["run", "debug", "--set", "policy.kind=flow_vlaa", "--runs", "{tmp}"], 2, "Did you mean 'flow_vla'"),
         (["run", "debug", "--set", "policy.settings.widht=3", "--runs", "{tmp}"], 2, "Did you mean 'width'"),
-        (["run", "debug", "--set", "operator.kind=nobody", "--runs", "{tmp}"], 2, "known: stand_in, none"),
+        (["run", "debug", "--set", "operator.kind=nobody", "--runs", "{tmp}"], 2, "Known are: none, stand_in"),
         (["run", "debug", "--set", 'robot.fleet_tasks=["touch-rad"]', "--runs", "{tmp}"], 2, "'touch-red'"),
         (["learner", "{tmp}/nothing"], 1, "is not the folder of a run"),
         (["inspect", "{tmp}"], 1, "is not the folder of a run"),

@@ -96,7 +96,7 @@ def test_make_robot_passes_the_image_size_on() -> None:
     ("kind", "task", "message"),
     [
         ("metawrld", "drawer-open", "'metawrld' is not a robot. Did you mean 'metaworld'"),
-        ("zzz", "drawer-open", r"'zzz' is not a robot. Known: metaworld, toy"),
+        ("zzz", "drawer-open", r"'zzz' is not a robot. Known are: metaworld, toy"),
         ("toy", "touch-rod", "'toy' knows no task 'touch-rod'. Did you mean 'touch-red'"),
     ],
 )

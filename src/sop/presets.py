@@ -7,7 +7,6 @@
 """
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -25,6 +24,7 @@ from sop.config import (
     RunConfig,
     SamplerConfig,
 )
+from sop.core.settings import suggestion
 
 
 def metaworld() -> RunConfig:
@@ -70,7 +70,7 @@ def make_config(preset: str, changes: Iterable[str] = ()) -> RunConfig:
         ValueError: unknown preset or field ("Did you mean"), or a value that its field does not take.
     """
     if preset not in PRESETS:
-        raise ValueError(f"no preset is called {preset!r}.{_suggest(preset, PRESETS)}")
+        raise ValueError(f"no preset is called {preset!r}. {suggestion(preset, PRESETS)}")
     values = config_to_dict(PRESETS[preset]())
     for change in changes:
         name, separator, text = change.partition("=")
@@ -105,7 +105,7 @@ def _assign(values: dict[str, Any], kind: Any, name: str, text: str) -> None:
         if dataclasses.is_dataclass(kind):
             known = {field.name: field.type for field in dataclasses.fields(kind)}
             if part not in known:
-                raise ValueError(f"--set {name}: no field is called {part!r}.{_suggest(part, known)}")
+                raise ValueError(f"--set {name}: no field is called {part!r}. {suggestion(part, known)}")
             kind = known[part]
     for part in path:
         values = values[part]
@@ -113,9 +113,3 @@ def _assign(values: dict[str, Any], kind: Any, name: str, text: str) -> None:
         values[last] = json.loads(text)
     except json.JSONDecodeError:
         values[last] = text
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Known are: {', '.join(names)}."

@@ -12,7 +12,7 @@ from sop.core import layout
 from sop.core.errors import AlreadyExists, NotFound, RunError
 from sop.core.events import TOPIC_ACTORS, TOPIC_LEARNER
 from sop.core.run import RunManifest
-from sop.operators import OPERATORS
+from sop.operators import check_operator
 from sop.policies import check_policy
 from sop.presets import config_from_dict, config_to_dict
 from sop.robots import make_robot
@@ -83,8 +83,7 @@ def check_names(config: RunConfig) -> None:
     """
     make_algorithm(config.algorithm, config.algorithm_settings, control_hz=1.0)
     check_policy(config.policy.kind, config.policy.settings)
-    if config.operator.kind not in OPERATORS:
-        raise ValueError(f"operator.kind: {config.operator.kind!r} is not an operator; known: {', '.join(OPERATORS)}")
+    check_operator(config.operator.kind)
 
 
 def open_run(place: str, bus_url: str | None = None) -> Run:

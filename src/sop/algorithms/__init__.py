@@ -5,18 +5,15 @@ settings dataclass with defaults, add both to `ALGORITHMS`, and run `sop.testing
 The loop that trains knows none of them.
 """
 
-import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from sop.algorithms.base import Algorithm, EpisodeFacts, LossPolicy
 from sop.algorithms.bc import BehaviourCloning, BehaviourCloningSettings
 from sop.algorithms.hg_dagger import HgDagger, HgDaggerSettings
 from sop.algorithms.offline_extra import OfflineExtra
+from sop.core.settings import build_settings, suggestion
 
 __all__ = ["ALGORITHMS", "Algorithm", "AlgorithmKind", "EpisodeFacts", "LossPolicy", "make_algorithm"]
 
@@ -50,19 +47,7 @@ def make_algorithm(name: str, settings: Mapping[str, Any], control_hz: float) ->
         ValueError: unknown name or setting (with the nearest known one), or a value out of range.
     """
     if name not in ALGORITHMS:
-        raise ValueError(f"no algorithm is called {name!r}. {_hint(name, ALGORITHMS)}")
+        raise ValueError(f"no algorithm is called {name!r}. {suggestion(name, ALGORITHMS)}")
     kind = ALGORITHMS[name]
-    known = [field.name for field in dataclasses.fields(kind.settings)]
-    for given in settings:
-        if given not in known:
-            raise ValueError(f"algorithm {name}: no setting is called {given!r}. {_hint(given, known)}")
-    try:
-        checked = msgspec.convert(dict(settings), type=kind.settings)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"algorithm {name}: {error}") from error
+    checked = build_settings(kind.settings, settings, f"algorithm {name}")
     return kind.build(checked, control_hz)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."

@@ -4,15 +4,15 @@ To add an operator: write a class with the four members of `sop.operators.base.O
 `OperatorConfig` and oracle to operator below, and run `sop.testing.contracts.operator` over it.
 """
 
-import difflib
 from collections.abc import Callable
 
 from sop.config import OperatorConfig
+from sop.core.settings import suggestion
 from sop.operators.base import Nobody, Operator, Oracle
 from sop.operators.demonstrator import Demonstrator
 from sop.operators.stand_in import StandIn
 
-__all__ = ["OPERATORS", "Demonstrator", "Nobody", "Operator", "Oracle", "StandIn", "make_operator"]
+__all__ = ["OPERATORS", "Demonstrator", "Nobody", "Operator", "Oracle", "StandIn", "check_operator", "make_operator"]
 
 
 def _nobody(config: OperatorConfig, oracle: Oracle) -> Operator:  # noqa: ARG001
@@ -21,6 +21,16 @@ def _nobody(config: OperatorConfig, oracle: Oracle) -> Operator:  # noqa: ARG001
 
 OPERATORS: dict[str, Callable[[OperatorConfig, Oracle], Operator]] = {"stand_in": StandIn, "none": _nobody}
 """Name in the configuration -> how to make the operator of one robot."""
+
+
+def check_operator(kind: str) -> None:
+    """Make sure that there is an operator of this name.
+
+    Raises:
+        ValueError: there is none; suggests the nearest.
+    """
+    if kind not in OPERATORS:
+        raise ValueError(f"operator.kind: {kind!r} is not an operator. {suggestion(kind, OPERATORS)}")
 
 
 def make_operator(config: OperatorConfig, oracle: Oracle) -> Operator:
@@ -33,8 +43,5 @@ def make_operator(config: OperatorConfig, oracle: Oracle) -> Operator:
     Raises:
         ValueError: no operator has this name, or a setting is out of range.
     """
-    if config.kind not in OPERATORS:
-        close = difflib.get_close_matches(config.kind, OPERATORS, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"operator.kind: {config.kind!r} is not an operator. {hint}Known: {', '.join(OPERATORS)}")
+    check_operator(config.kind)
     return OPERATORS[config.kind](config, oracle)

@@ -3,7 +3,6 @@
 The contract test `sop.testing.contracts.policy` says what an implementation has to keep.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,11 @@ import msgspec
 
 from sop.core.embodiment import Embodiment
 from sop.core.policy import PolicySpec
+from sop.core.settings import build_settings, suggestion
 from sop.policies.base import TrainablePolicy, freeze
 from sop.policies.flow_vla import FlowVLA
 from sop.policies.normalization import compute_normalization
-from sop.policies.settings import Settings, build_settings
+from sop.policies.settings import Settings
 
 __all__ = [
     "POLICIES",
@@ -94,7 +94,5 @@ def make_policy(spec: PolicySpec, seed: int = 0) -> TrainablePolicy:
 
 def _kind(kind: str) -> PolicyKind:
     if kind not in POLICIES:
-        near = difflib.get_close_matches(kind, POLICIES, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(POLICIES)}."
-        raise ValueError(f"no policy is called {kind!r}. {hint}")
+        raise ValueError(f"no policy is called {kind!r}. {suggestion(kind, POLICIES)}")
     return POLICIES[kind]

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from sop.core.embodiment import Embodiment, Observation
 from sop.core.experience import Batch
 from sop.core.policy import ActionChunk, Conditioning, PolicySpec, Weights
+from sop.core.settings import build_settings
 from sop.policies.base import export_weights, load_weights
 from sop.policies.normalization import LARGEST_STATE, check_normalization
 from sop.policies.precision import autocast, training_dtype
 from sop.policies.sentences import TextEncoder, make_text_encoder
-from sop.policies.settings import Settings, build_settings
+from sop.policies.settings import Settings
 from sop.policies.transformer import ActionExpert, Backbone, PrefixCache
 from sop.policies.vision import CameraEncoder, random_shift
 

@@ -1,14 +1,7 @@
-"""Sizes and options of the built-in policy, and the checked way from a mapping to a settings dataclass."""
+"""Sizes and options of the built-in policy."""
 
-import dataclasses
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
-
-import msgspec
-
-S = TypeVar("S")
+from typing import Literal
 
 TEXT_WIDTH: dict[str, int] = {"minilm": 384, "hash": 64}
 """Length of the sentence embedding per text encoder."""
@@ -75,26 +68,3 @@ class Settings:
     def text_width(self) -> int:
         """Length of the sentence embedding."""
         return TEXT_WIDTH[self.text_encoder]
-
-
-def build_settings(settings: type[S], values: Mapping[str, Any], where: str) -> S:
-    """Make a settings dataclass from a mapping such as JSON; what is not named keeps its default.
-
-    Args:
-        settings: a frozen dataclass whose fields all have defaults.
-        values: field name -> value; lists are accepted for tuples.
-        where: begins every message, e.g. `policy flow_vla`.
-
-    Raises:
-        ValueError: an unknown name (with the nearest known one), a value of a wrong type, or one out of range.
-    """
-    known = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
-            raise ValueError(f"{where}: no setting is called {name!r}. {hint}")
-    try:
-        return msgspec.convert(dict(values), type=settings)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{where}: {error}") from error

@@ -4,10 +4,10 @@ To add a robot: write a subclass of `sop.robots.base.SimulatedRobot`, give it a 
 robot below (import heavy packages inside it), and run `sop.testing.contracts.robot` over it.
 """
 
-import difflib
 from collections.abc import Callable
 
 from sop.config import RobotConfig
+from sop.core.settings import suggestion
 from sop.robots.base import DEPLOYMENT, LAB, RobotObservation, Scene, SimulatedRobot
 
 __all__ = ["DEPLOYMENT", "LAB", "ROBOTS", "RobotObservation", "Scene", "SimulatedRobot", "make_robot"]
@@ -37,17 +37,11 @@ def make_robot(config: RobotConfig) -> SimulatedRobot:
         RunError: the robot needs software that this machine lacks; says what to install.
     """
     if config.kind not in ROBOTS:
-        raise ValueError(f"robot.kind: {config.kind!r} is not a robot. {_suggestion(config.kind, tuple(ROBOTS))}")
+        raise ValueError(f"robot.kind: {config.kind!r} is not a robot. {suggestion(config.kind, ROBOTS)}")
     robot = ROBOTS[config.kind](config)
     for task in config.all_tasks:
         if task not in robot.tasks:
             known = robot.tasks
             robot.close()
-            raise ValueError(f"robot tasks: {config.kind!r} knows no task {task!r}. {_suggestion(task, known)}")
+            raise ValueError(f"robot tasks: {config.kind!r} knows no task {task!r}. {suggestion(task, known)}")
     return robot
-
-
-def _suggestion(name: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(known)}"
