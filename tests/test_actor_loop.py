@@ -169,11 +169,11 @@ def test_what_is_executed_is_what_is_recorded_and_the_proposal_is_kept_beside_it
 
 
 def test_when_control_changes_hands_the_rest_of_the_chunk_is_dropped(tmp_path: Path) -> None:
-    """Chunk 0 gives steps 0-2; taken over at 2, so step 3 plans anew; handed back at 4, so step 5 does."""
+    """Chunk 0 gives steps 0-2; taken over at 2, so step 3 plans anew; handed back at 4, which acts on a new plan."""
     plans = policy()
     bench = Bench(tmp_path, CountingRobot(), ScriptedOperator((2, 3)), policy=plans)
     episode = bench.run()[0]
-    np.testing.assert_allclose(episode.policy_action[:, 0], [0, 0.01, 0.02, 1, 1.01, 2], atol=1e-6)
+    np.testing.assert_allclose(episode.policy_action[:, 0], [0, 0.01, 0.02, 1, 2, 2.01], atol=1e-6)
 
 
 def test_an_observation_is_what_was_seen_before_its_action(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The parts of the actor: gate, playback, recorder, spool, uploader."""
 
 import errno
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from sop.actor.uploader import next_stored_sequence
 from sop.core.codec import content_hash, decode
 from sop.core.embodiment import Observation
 from sop.core.episode import Controller, Intervention, Outcome
-from sop.core.errors import InvalidRecord, StoreUnavailable
+from sop.core.errors import InvalidRecord, RunError, StoreUnavailable
 from sop.core.events import TOPIC_EPISODES, EpisodeCommitted, decode_event
 from sop.core.layout import EpisodeKey
 from sop.core.policy import Conditioning
@@ -244,9 +246,60 @@ def test_other_bytes_under_the_same_key_are_never_taken_for_ours(tmp_path: Path)
     key = str(spool.commit(make_episode()))
     store = MemoryStore()
     store.put(key, b"something else")
-    with pytest.raises(InvalidRecord, match="other bytes"):
-        Uploader(spool, store, MemoryBus(), FakeClock()).upload_pending()
-    assert spool.pending() == [key]
+    good = str(spool.commit(make_episode(sequence=1)))
+    uploader = Uploader(spool, store, MemoryBus(), FakeClock())
+    assert uploader.upload_pending() == 1
+    assert "other bytes" in uploader.refused
+    assert key in uploader.refused
+    assert spool.pending() == []
+    assert list(store.keys("")) == [key, good]
+    aside = tmp_path / (key.rsplit("/", 1)[1] + ".refused")
+    assert content_hash(aside.read_bytes()) == EpisodeKey.parse(key).episode_id
+
+
+def test_a_bus_that_is_away_does_not_hold_up_what_the_store_takes(tmp_path: Path) -> None:
+    spool = EpisodeSpool(tmp_path, "episodes", "robot-0")
+    key = str(spool.commit(make_episode()))
+
+    def away(*_: object) -> None:
+        raise StoreUnavailable("the bus is away")
+
+    store = MemoryStore()
+    assert Uploader(spool, store, MemoryBus(before=away), FakeClock()).upload_pending() == 1
+    assert list(store.keys("")) == [key]
+    assert spool.pending() == []
+
+
+def test_a_spool_belongs_to_one_process_one_actor_and_one_folder(tmp_path: Path) -> None:
+    spool = EpisodeSpool(tmp_path, "episodes", "robot-0")
+    spool.commit(make_episode())
+    with pytest.raises(RunError, match="take another actor id"):
+        EpisodeSpool(tmp_path, "demonstrations", "robot-0")
+    code = (
+        "from pathlib import Path; from sop.actor import EpisodeSpool\n"
+        f"EpisodeSpool(Path({str(tmp_path)!r}), 'episodes', 'robot-0')"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "is actor 'robot-0' running already" in other.stderr
+    assert spool.pending() != []
+
+
+def test_a_journal_line_that_a_full_disk_cut_is_taken_back(tmp_path: Path, monkeypatch) -> None:
+    spool = EpisodeSpool(tmp_path, "episodes", "robot-0")
+    first = str(spool.commit(make_episode(sequence=0)))
+    synced = iter([None, None, None])
+
+    def full(_: int) -> None:
+        if next(synced, "full") == "full":
+            raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spool_module.os, "fsync", full)
+        next(synced)
+        with pytest.raises(SpoolFull):
+            spool.commit(make_episode(sequence=1))
+    assert (tmp_path / "journal").read_text() == first + "\n"
+    assert spool.pending() == [first]
 
 
 def test_the_uploader_tries_again_until_the_store_is_back(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         (["run", "debug", "--set", "policy.settings.widht=3", "--runs", "{tmp}"], 2, "Did you mean 'width'"),
         (["run", "debug", "--set", "operator.kind=nobody", "--runs", "{tmp}"], 2, "Known are: none, stand_in"),
         (["run", "debug", "--set", 'robot.fleet_tasks=["touch-rad"]', "--runs", "{tmp}"], 2, "'touch-red'"),
+        (["run", "debug", "--resume", "--runs", "{tmp}"], 1, "holds no run of the preset 'debug'"),
         (["learner", "{tmp}/nothing"], 1, "is not the folder of a run"),
         (["inspect", "{tmp}"], 1, "is not the folder of a run"),
         (["evaluate", "file://{tmp}/none"], 1, "holds no run"),

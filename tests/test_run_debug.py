@@ -59,14 +59,14 @@ def test_ctrl_c_ends_a_run_with_a_report_and_resume_goes_on(tmp_path: Path) -> N
     while run.poll() is None and not list((folder / "store" / "episodes").glob("*/*.arrow")):
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
-    finish(run, code=130)
+    assert "--name broken --resume" in finish(run, code=130)
     partial = json.loads((folder / "summary.json").read_text())
     assert partial["final"]["success"] is None
     assert partial["lost_episodes"] == 0
     assert 0 < partial["episodes"] < 30
     assert (folder / "report.html").exists()
     assert processes_of(folder) == {}
-    finish(sop("run", "debug", "--runs", str(tmp_path), "--name", "broken", "--resume"))
+    finish(sop("run", "debug", "--runs", str(tmp_path), "--resume"))
     summary = json.loads((folder / "summary.json").read_text())
     assert 30 <= summary["episodes"] <= 33
     assert summary["learner_steps"] > partial["learner_steps"]

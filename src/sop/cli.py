@@ -57,15 +57,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     run = commands.add_parser("run", help="start a whole run on this machine: fleet, learner, operators, evaluation")
-    run.add_argument("preset", help="metaworld (the demo, 8 minutes) or debug (half a minute, no simulator)")
+    run.add_argument("preset", help="metaworld (the demo, seven minutes) or debug (half a minute, no simulator)")
     run.add_argument("--name", help="folder under --runs (default: PRESET-ALGORITHM-seedN)")
     run.add_argument("--runs", default="runs", help="where runs are kept (default: runs)")
-    run.add_argument("--resume", action="store_true", help="go on with the run of this name")
+    run.add_argument("--resume", action="store_true", help="go on with the run of this name, or the newest one")
     run.add_argument("--again", action="store_true", help="if it exists, make NAME-2, NAME-3, ... with the same base")
     run.add_argument("--base-from", metavar="RUN", help="take demonstrations and base policy from another run")
     run.add_argument("--seed", type=int, help="of everything: demonstrations, weights, scenes, sampling (default 0)")
     run.add_argument("--algorithm", help="hg_dagger (default), bc, offline_extra")
-    run.add_argument("--operators", choices=["stand_in", "none"], help="who corrects (default stand_in)")
+    run.add_argument("--operators", help="who corrects: stand_in (default) or none")
     run.add_argument("--actors", type=int, help="robots in the fleet")
     run.add_argument("--episodes", type=int, help="episodes that the fleet collects")
     run.add_argument("--minutes", type=float, help="stop collecting after this time")
@@ -122,16 +122,19 @@ def _run(options: argparse.Namespace) -> int:
     run = _choose_run(options, config)
     print(Launcher(run, stop).run())
     print(f"Report: {run.folder / 'report.html'}   Numbers: {run.folder / 'summary.json'}")
+    if stop.is_set():
+        print(f"Go on with: sop run {options.preset} --runs {run.folder.parent} --name {run.folder.name} --resume")
     return 130 if stop.is_set() else 0
 
 
 def _choose_run(options: argparse.Namespace, config: "RunConfig") -> "Run":
     """Resume a run, or make a new one, perhaps with the base policy of another."""
-    from sop.runs import create_run, open_run, take_base
+    from sop.runs import create_run, newest_run, open_run, take_base
 
-    folder = Path(options.runs) / (options.name or f"{config.preset}-{config.algorithm}-seed{config.seed}")
+    runs = Path(options.runs)
+    folder = runs / (options.name or f"{config.preset}-{config.algorithm}-seed{config.seed}")
     if options.resume:
-        return open_run(str(folder))
+        return open_run(str(folder)) if options.name else newest_run(runs, config.preset)
     first, number = folder, 1
     while (folder / "store").exists():
         if not options.again:

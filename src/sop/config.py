@@ -112,7 +112,7 @@ class SamplerConfig:
     max_share: float = 0.8
     """The online share is kept in [min_share, max_share]."""
     min_online_starts: int = 100
-    """With fewer window starts online, a task is drawn offline only."""
+    """With fewer window starts online, a task that has demonstrations is drawn offline only."""
 
     def __post_init__(self) -> None:
         _require(self.scale in ("ratio", "raw"), f"sampler.scale must be ratio or raw, got {self.scale!r}")

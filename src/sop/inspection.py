@@ -8,6 +8,7 @@ from rich.table import Table
 from sop.broadcast import fetch_manifest, published_versions
 from sop.core import layout
 from sop.core.codec import EncodedEpisode
+from sop.core.errors import InvalidRecord
 from sop.core.evaluation import EvaluationResult
 from sop.core.layout import EpisodeKey
 from sop.runs import Run, open_run
@@ -44,7 +45,11 @@ def _print_episodes(run: Run, console: Console, num_episodes: int) -> Counter[in
     rows = []
     for folder in (layout.DEMONSTRATIONS, layout.EPISODES):
         for key in run.store.keys(f"{folder}/"):
-            episode = EncodedEpisode(run.store.get(key))
+            try:
+                episode = EncodedEpisode(run.store.get(key))
+            except InvalidRecord as error:
+                console.print(f"[red]unreadable[/red] {key}: {error}")
+                continue
             acted[episode.policy_version] += 1
             rows.append((episode.header.end_utc_ns, EpisodeKey.parse(key), episode))
     rows.sort(key=lambda row: row[0])

@@ -18,6 +18,10 @@ class MetricSink(Protocol):
         """Take a group of values that belong to one step. Must not block for long and must not raise."""
         ...
 
+    def close(self) -> None:
+        """Let go of files and connections; idempotent."""
+        ...
+
 
 class JsonlSink:
     """Appends one line per call to a file; a line is written whole. Values that are not finite become null.
@@ -40,13 +44,6 @@ class JsonlSink:
     def close(self) -> None:
         """Close the file; idempotent."""
         self._file.close()
-
-
-class NullSink:
-    """Drops everything."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """See `MetricSink`."""
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:

@@ -2,7 +2,7 @@
 
 | preset      | robots                          | takes                 | for                       |
 |-------------|---------------------------------|-----------------------|---------------------------|
-| `metaworld` | 4 simulated arms, two cameras   | 8 minutes, two cores  | the demo; the experiments |
+| `metaworld` | 4 simulated arms, two cameras   | 7 minutes, two cores  | the demo; the experiments |
 | `debug`     | 2 toy robots, no MuJoCo         | half a minute         | tests; trying a change    |
 """
 

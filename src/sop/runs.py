@@ -107,6 +107,19 @@ def open_run(place: str, bus_url: str | None = None) -> Run:
     return Run(place, local, store, bus_url or default_bus_url(store_url), manifest, config)
 
 
+def newest_run(runs: Path, preset: str) -> Run:
+    """The run of a preset that was created last.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = [open_run(str(path.parent.parent)) for path in runs.glob(f"*/store/{layout.RUN}")]
+    chosen = [run for run in found if run.config.preset == preset]
+    if not chosen:
+        raise RunError(f"{runs} holds no run of the preset {preset!r}: start one without --resume")
+    return max(chosen, key=lambda run: run.manifest.created_utc_ns)
+
+
 def take_base(run: Run, source: Run) -> None:
     """Copy demonstrations, base policy and its evaluations from another run of the same base settings.
 

@@ -52,10 +52,11 @@ from sop.buffer import AdaptiveSampler, BatchLoader, EpisodeIndex, Ingest, Paylo
 from sop.config import LearnerConfig
 from sop.core import layout
 from sop.core.clock import SystemClock
-from sop.core.codec import content_hash
-from sop.core.errors import RunError
+from sop.core.codec import content_hash, decode
+from sop.core.errors import InvalidRecord, RunError, StoreUnavailable
 from sop.core.events import TOPIC_LEARNER, LearnerReported, encode_event
 from sop.core.experience import Collection
+from sop.core.layout import EpisodeKey
 from sop.learner import Bookkeeping, CheckpointStore, Learner, Optimization
 from sop.learner.learner import LearnerParts
 from sop.learner.optimization import constant_after_warmup
@@ -65,6 +66,7 @@ from sop.operators import Demonstrator, make_operator
 from sop.policies import TrainablePolicy, compute_normalization, freeze, make_policy, make_spec
 from sop.robots import DEPLOYMENT, LAB, make_robot
 from sop.runs import Run
+from sop.transport import EventBus
 from sop.transport.retry import Backoff, get_retrying
 
 _log = logging.getLogger(__name__)
@@ -133,6 +135,7 @@ def run_learner(run: Run, stop: Event) -> None:
         checkpoint = parts.checkpoints.newest()
         if checkpoint is None:
             parts.books.index(parts.ingest.take(_lab_episodes(run)))
+            algorithm.prepare(decode(run.store.get(key)) for key in _lab_episodes(run))
         else:
             learner.restore(checkpoint)
         parts.ingest.start()
@@ -213,13 +216,7 @@ def learner_parts(
         bus = stack.enter_context(run.bus(owner=True))
         metrics = stack.enter_context(closing(JsonlSink(run.folder / "metrics" / "learner.jsonl")))
 
-        def report(event: LearnerReported) -> None:
-            bus.publish(TOPIC_LEARNER, encode_event(event), event_id=f"{os.getpid()}/{event.utc_ns}")
-
-        def fetch(key: str) -> bytes:
-            return get_retrying(run.store, key, attempts=8, backoff=Backoff(random.Random()), pause=time.sleep)
-
-        cache = PayloadCache(fetch, CACHE_BYTES)
+        cache = _payload_cache(run)
         ingest = stack.enter_context(closing(Ingest(run.store, bus, run.manifest)))
         loader = BatchLoader(
             index,
@@ -242,13 +239,39 @@ def learner_parts(
             ingest=ingest,
             sampler=sampler,
             loader=loader,
-            books=Bookkeeping(index, cache, algorithm, sampler, horizon=horizon, metrics=metrics, report=report),
+            books=Bookkeeping(
+                index, cache, algorithm, sampler, horizon=horizon, metrics=metrics, report=_reporter(bus)
+            ),
             publisher=publisher,
             checkpoints=checkpoints,
             generator=torch.Generator().manual_seed(run.config.seed),
             config_hash=content_hash(msgspec.json.encode(run.manifest.config)),
             code_version=code_version(),
         )
+
+
+def _payload_cache(run: Run) -> PayloadCache:
+    """Episodes from the store, checked against their ids when they are fetched again."""
+
+    def fetch(key: str) -> bytes:
+        data = get_retrying(run.store, key, attempts=8, backoff=Backoff(random.Random()), pause=time.sleep)
+        if content_hash(data) != EpisodeKey.parse(key).episode_id:
+            raise InvalidRecord("episode_id", f"the store gives back other bytes for {key} than at ingest")
+        return data
+
+    return PayloadCache(fetch, CACHE_BYTES)
+
+
+def _reporter(bus: EventBus) -> Callable[[LearnerReported], None]:
+    """Publishes the learner's signs of life; one that cannot be published is dropped."""
+
+    def report(event: LearnerReported) -> None:
+        try:
+            bus.publish(TOPIC_LEARNER, encode_event(event), event_id=f"{os.getpid()}/{event.utc_ns}")
+        except StoreUnavailable as error:
+            _log.warning("a report was dropped: %s", error)
+
+    return report
 
 
 def choose_device(name: str) -> torch.device:

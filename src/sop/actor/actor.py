@@ -19,7 +19,7 @@ from sop.broadcast import StagedPolicy, Subscriber
 from sop.core.clock import Clock
 from sop.core.embodiment import Embodiment, Observation
 from sop.core.episode import Outcome
-from sop.core.errors import PolicyRefused
+from sop.core.errors import SopError
 from sop.core.events import PolicySwapped
 from sop.core.policy import Policy, PolicySpec
 
@@ -139,6 +139,8 @@ class Actor:
         self._playback: ChunkPlayback | None = None
         self._state = ActorState.STARTING
         self._deadline_ns = 0
+        self._instruction = ""
+        self._read: set[str] = set()
         self.counts = ActorCounts()
         self.task = ""
         self.problem = ""
@@ -193,7 +195,7 @@ class Actor:
             same = self._policy is not None and self._policy.spec == staged.manifest.spec
             policy = self._policy if same and self._policy else self._make_policy(staged.manifest.spec)
             policy.load(staged.weights, staged.manifest.version)
-        except (PolicyRefused, ValueError) as error:
+        except (SopError, ValueError) as error:
             self.refusal = f"cannot run policy {staged.version}: {error}"
             _log.error("%s %s; it keeps %s", self.settings.actor_id, self.refusal, self.policy_version)
             return
@@ -234,18 +236,22 @@ class Actor:
         phrasings = settings.instructions[self.task]
         instruction = phrasings[(number // len(settings.tasks)) % len(phrasings)]
         seed = training_seed(settings.seed, number)
+        if settings.speed > 0:
+            self._clock.sleep_until(self._clock.monotonic_ns() + int(settings.reset_s / settings.speed * 1e9))
         raw, _ = self._robot.reset(seed=seed, options={"task": self.task, **settings.reset_options})
+        observation = Observation(raw["images"], raw["state"])
         self._operator.reset(self.task, seed)
         self._gate.reset()
         if self._policy is not None and self._playback is not None:
+            if instruction not in self._read:  # a new sentence may have to be encoded: not in the control loop
+                self._playback.next(observation, instruction)
+                self._read.add(instruction)
             self._policy.reset(seed)
             self._playback.drop()
-        if settings.speed > 0:
-            self._clock.sleep_until(self._clock.monotonic_ns() + int(settings.reset_s / settings.speed * 1e9))
         self._recorder.begin(self.task, instruction, self.policy_version)
         self._instruction = instruction
         self._deadline_ns = self._clock.monotonic_ns()
-        return Observation(raw["images"], raw["state"])
+        return observation
 
     def _act(self, observation: Observation, stop: threading.Event) -> tuple[Outcome, bool]:
         """The control loop of one episode: observe, propose, correct, gate, record, step, keep time."""
@@ -255,8 +261,10 @@ class Actor:
             correction = self._operator.correct(observation, proposal)
             human = correction is not None
             if human != human_before and self._playback is not None:
-                self._playback.drop()
                 human_before = human
+                self._playback.drop()
+                if not human:  # handed back: act on a plan from what is seen now, not from during the correction
+                    proposal = self._playback.next(observation, self._instruction)
             command = correction if correction is not None else proposal
             gated = self._gate.check(command if command is not None else self._gate.hold())
             self.counts.gated += bool(gated.reason)

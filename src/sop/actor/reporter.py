@@ -83,6 +83,8 @@ class ActorReporter:
         counts = actor.counts
         refusals = {} if subscriber is None else subscriber.refusals
         refused = f"refused policy {max(refusals)}: {refusals[max(refusals)]}" if refusals else ""
+        link = "" if subscriber is None else subscriber.problem
+        problems = (actor.problem, uploader.problem, link, uploader.refused, actor.refusal, refused)
         return ActorReported(
             actor_id=actor.settings.actor_id,
             state=actor.state,
@@ -96,6 +98,6 @@ class ActorReporter:
             steps=counts.steps,
             spooled=len(spool.pending()),
             overruns=counts.overruns,
-            problem=actor.problem or uploader.problem or actor.refusal or refused,
+            problem=next((text for text in problems if text), ""),
             utc_ns=self._clock.utc_ns(),
         )

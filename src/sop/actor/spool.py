@@ -8,6 +8,7 @@ with the index: recorded = indexed, each once.
 """
 
 import errno
+import fcntl
 import logging
 import os
 import queue
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from sop.core.codec import content_hash, encode
 from sop.core.episode import Episode
-from sop.core.errors import InvalidRecord, SopError
+from sop.core.errors import InvalidRecord, RunError, SopError
 from sop.core.layout import EpisodeKey
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ class SpoolFull(SopError):
 
 class EpisodeSpool:
     """A folder of encoded episodes of one actor. Thread-safe for one writer and one uploader.
+
+    Raises:
+        RunError: another process uses the folder, or it holds episodes of another actor or store folder.
 
     Args:
         folder: belongs to this actor alone; made when missing.
@@ -45,9 +49,13 @@ class EpisodeSpool:
         self._journal = folder / "journal"
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
+        self._hold_alone()
         for unfinished in folder.glob("*.part"):
             unfinished.unlink()
         self._recover_journal()
+        strangers = [key for key in self.recorded() if not key.startswith(f"{store_folder}/{actor_id}/")]
+        if strangers:
+            raise RunError(f"{folder} holds {strangers[0]}: take another actor id for {store_folder}")
 
     def recorded(self) -> list[str]:
         """Keys of all episodes that were ever recorded here, in order."""
@@ -108,14 +116,35 @@ class EpisodeSpool:
         with self._lock:
             self._path(key).unlink(missing_ok=True)
 
+    def set_aside(self, key: str) -> None:
+        """Keep an episode that can never be uploaded out of the way, as `<name>.refused`; nothing is deleted."""
+        with self._lock:
+            path = self._path(key)
+            path.replace(path.with_name(path.name + ".refused"))
+
     def _path(self, key: str) -> Path:
         return self._folder / key.rsplit("/", 1)[1]
 
+    def _hold_alone(self) -> None:
+        """Lock the spool for this process until it ends: two would give the same numbers to their episodes."""
+        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)  # open until the end
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"another process uses {self._folder}: is actor {self._actor_id!r} running already? Choose another id"
+            ) from error
+
     def _append_journal(self, key: str) -> None:
         with self._journal.open("a") as journal:
-            journal.write(key + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+            whole = journal.tell()
+            try:
+                journal.write(key + "\n")
+                journal.flush()
+                os.fsync(journal.fileno())
+            except OSError:
+                os.truncate(self._journal, whole)  # a full disk may have taken half of the line
+                raise
 
     def _recover_journal(self) -> None:
         """Cut a line that a crash left half, and enter episodes that were written but not yet entered."""

@@ -2,7 +2,7 @@
 
     for key in spool.pending():
         store.put(key, data)           # create-only; there already with the same hash = done
-        bus.publish(EpisodeCommitted)  # a hint; the event id is the key, so a repeat is dropped
+        bus.publish(EpisodeCommitted)  # a hint: a repeat is dropped by its id, a loss is healed by a listing
         spool.mark_uploaded(key)       # only now
 
 Killed anywhere, it starts again at the same episode, and nothing is lost or doubled.
@@ -47,6 +47,8 @@ class Uploader:
         self._thread = threading.Thread(target=self._loop, name="uploader", daemon=True)
         self.problem = ""
         """Why nothing goes out at the moment; empty when all is well."""
+        self.refused = ""
+        """The last episode that can never go out, and why; empty when there is none."""
 
     def start(self) -> None:
         """Begin to work in the background."""
@@ -71,12 +73,18 @@ class Uploader:
         """Send everything that waits (blocking); returns how many episodes went out.
 
         Raises:
-            StoreUnavailable: the store or the bus did not answer; the rest still waits.
+            StoreUnavailable: the store did not answer; the rest still waits.
         """
         sent = 0
         for key in self._spool.pending():
-            self._upload(key)
-            sent += 1
+            try:
+                self._upload(key)
+            except InvalidRecord as error:  # one bad file must not hold up the others
+                self.refused = f"{key} was set aside: {error}"
+                _log.error(self.refused)
+                self._spool.set_aside(key)
+            else:
+                sent += 1
         return sent
 
     def _loop(self) -> None:
@@ -117,7 +125,10 @@ class Uploader:
             ended_utc_ns=header.end_utc_ns,
             committed_utc_ns=self._clock.utc_ns(),
         )
-        self._bus.publish(TOPIC_EPISODES, encode_event(event), event_id=key)
+        try:
+            self._bus.publish(TOPIC_EPISODES, encode_event(event), event_id=key)
+        except StoreUnavailable as error:
+            _log.warning("%s is stored, but was not announced; a listing will find it: %s", key, error)
         self._spool.mark_uploaded(key)
 
 

@@ -67,7 +67,7 @@ class Algorithm(Protocol):
     """A learning rule. The learner's use of it:
 
     algorithm.prepare(offline_episodes)                       # once, before the first step
-    labels = algorithm.annotate(episode)                      # once per episode, at ingest
+    labels = algorithm.annotate(episode)                      # at ingest, and whenever one of its windows is loaded
     loss = algorithm.loss(policy, batch, generator)           # every step; [B], seen by the sampler
     manifest(conditioning=algorithm.conditioning())           # with every published policy
     """
@@ -82,7 +82,10 @@ class Algorithm(Protocol):
         ...
 
     def annotate(self, episode: EpisodeFacts) -> StepLabels:
-        """Say which steps are learned from. Deterministic; reads the episode, changes nothing."""
+        """Say which steps are learned from. Deterministic and cheap; reads the episode, changes nothing.
+
+        Called from the learner's thread and from the batch loader's.
+        """
         ...
 
     def loss(self, policy: LossPolicy, batch: Batch, generator: torch.Generator) -> Tensor:

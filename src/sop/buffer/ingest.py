@@ -218,15 +218,15 @@ class Ingest:
 
     def _quarantine(self, key: str, reason: str) -> None:
         try:
-            self._mark_known(EpisodeKey.parse(key))
-        except InvalidRecord:
-            self._known.add(key)
-        self.quarantined[key] = reason
-        _log.warning("quarantined %s: %s", key, reason)
-        try:
             self._store.put(layout.quarantine(key), msgspec.json.encode({"key": key, "reason": reason}))
         except (AlreadyExists, ValueError) as error:
             _log.info("no new quarantine note for %s: %s", key, error)
+        _log.warning("quarantined %s: %s", key, reason)
+        self.quarantined[key] = reason
+        try:
+            self._mark_known(EpisodeKey.parse(key))
+        except InvalidRecord:
+            self._known.add(key)
 
     def _mark_known(self, key: EpisodeKey) -> None:
         self._known.add(str(key))

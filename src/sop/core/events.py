@@ -1,6 +1,6 @@
 """What travels on the bus: small facts in the past tense, as JSON. They carry keys, never data.
 
-A lost event costs latency, never data: everything but `ActorReported` can be read from the store.
+A lost event costs latency, never data: episodes and policies are found in the store; the rest are signs of life.
 Times are UTC nanoseconds since the epoch; durations across machines are as good as their clocks.
 """
 

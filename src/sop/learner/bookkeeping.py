@@ -65,6 +65,7 @@ class Bookkeeping:
         self._fresh_rows: list[bool] = []
         self._sampleable_s: list[float] = []
         self._tasks = {task: TaskCounts() for task in index.tasks}
+        self._started_utc_ns = time.time_ns()
         self.time = Stopwatch()
         self.fresh_starts = 0
         """Window starts that the fleet added."""
@@ -98,11 +99,9 @@ class Bookkeeping:
         self.fresh_draws += sum(self._fresh_rows[row] for row in windows.episode)
 
     def log_episodes(self, rows: Sequence[EpisodeRow], learner_step: int, newest_version: int | None) -> None:
-        """One line per episode that just became sampleable."""
+        """One line per episode that just became sampleable; those that waited for this process carry no delays."""
         for row in rows:
-            self._sampleable_s.append((row.indexed_utc_ns - row.end_utc_ns) / 1e9)
             values = {
-                "episode/sampleable_s": self._sampleable_s[-1],
                 f"episode/success/{row.task}": float(row.outcome is Outcome.SUCCESS),
                 "episode/steps": float(row.num_steps),
                 "episode/human_steps": float(row.human_steps),
@@ -110,8 +109,11 @@ class Bookkeeping:
                 "episode/collected": float(self.collected),
                 "episode/aborted": float(row.outcome is Outcome.ABORTED),
             }
-            if row.policy_version is not None and newest_version is not None:
-                values["episode/staleness"] = float(max(0, newest_version - row.policy_version))
+            if row.end_utc_ns >= self._started_utc_ns:
+                self._sampleable_s.append((row.indexed_utc_ns - row.end_utc_ns) / 1e9)
+                values["episode/sampleable_s"] = self._sampleable_s[-1]
+                if row.policy_version is not None and newest_version is not None:
+                    values["episode/staleness"] = float(max(0, newest_version - row.policy_version))
             self._metrics.log(values, learner_step)
 
     def report(

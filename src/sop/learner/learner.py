@@ -25,6 +25,8 @@ from sop.learner.optimization import Optimization, StepResult
 from sop.policies import TrainablePolicy
 
 _log = logging.getLogger(__name__)
+_ALGORITHM = "algorithm/"
+"""Prefix of the algorithm's own arrays in a checkpoint."""
 PAUSE_S = 0.02
 """Sleep while there is nothing new to learn; bounds the extra delay of a new episode."""
 
@@ -113,16 +115,19 @@ class Learner:
             {field.name: getattr(windows, field.name).tolist() for field in fields(windows)}
             for windows in parts.loader.pending()
         ]
+        learned = parts.algorithm.state_dict()
+        arrays = {name: value for name, value in learned.items() if isinstance(value, np.ndarray)}
         state: dict[str, Any] = {
             "episodes": [row.key for row in parts.index.rows],
             "sampler": parts.sampler.state_dict(),
             "pending": pending,
             "optimization": parts.optimization.state_dict(),
-            "algorithm": dict(parts.algorithm.state_dict()),
+            "algorithm": {name: value for name, value in learned.items() if name not in arrays},
             "fresh_draws": parts.books.fresh_draws,
             "collected_at": self._collected_at,
         }
         tensors = parts.optimization.tensors() | {"generator": parts.generator.get_state()}
+        tensors |= {f"{_ALGORITHM}{name}": torch.from_numpy(value) for name, value in arrays.items()}
         return Checkpoint(self.step, tensors, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -131,7 +136,9 @@ class Learner:
         parts.books.index(parts.ingest.take(state["episodes"]))
         parts.books.fresh_draws = state["fresh_draws"]
         parts.optimization.load_state(checkpoint.tensors, state["optimization"])
-        parts.algorithm.load_state_dict(state["algorithm"])
+        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_ALGORITHM)}
+        arrays = {name.removeprefix(_ALGORITHM): tensor.numpy() for name, tensor in tensors.items()}
+        parts.algorithm.load_state_dict({**state["algorithm"], **arrays})
         parts.sampler.load_state_dict(state["sampler"])
         parts.generator.set_state(checkpoint.tensors["generator"])
         parts.loader.restore([_windows(saved) for saved in state["pending"]])
@@ -142,7 +149,8 @@ class Learner:
         """All episodes are there and the cool-down is over (nothing to collect: all steps are done)."""
         if self._p.algorithm.collection is Collection.NOTHING:
             return self.step >= self._config.offline_steps
-        if self._target is None or self._p.books.collected < self._target:
+        seen = self._p.books.collected + len(self._p.ingest.quarantined)
+        if self._target is None or seen < self._target:
             return False
         if self._collected_at is None:
             self._collected_at = self.step

@@ -35,6 +35,7 @@ class FakePolicy:
         self._bad_chunk = bad_chunk
         self.version = 0
         self.chunks: list[ActionChunk] = []
+        """Chunks planned since the last reset."""
         self.loaded: list[int] = []
         self.acting = False
         """Set by the test between the first step and the end of an episode: `load` must not be called then."""
@@ -64,4 +65,7 @@ class FakePolicy:
         self.loaded.append(version)
 
     def reset(self, seed: int) -> None:
-        """See `Policy`."""
+        """See `Policy`; counts chunks from 0 again."""
+        if seed < 0:
+            raise ValueError(f"a seed is 0 or more, got {seed}")
+        self.chunks.clear()

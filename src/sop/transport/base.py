@@ -83,7 +83,8 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; none under this key is fine. For retention only: a deleted key is not used again.
+        """Remove an object; none under this key is fine. For retention; a key is used again only by
+        the learner that rewrites its own checkpoint.
 
         Raises:
             StoreUnavailable: no answer; the same call may work later.
