@@ -106,11 +106,14 @@ def test_every_public_name_has_a_docstring() -> None:
         assert ast.get_docstring(tree), f"{path} has no docstring"
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                parent_is_function = any(
-                    isinstance(outer, ast.FunctionDef) and node in ast.walk(outer) and outer is not node
+                inside_private = any(
+                    isinstance(outer, ast.FunctionDef | ast.ClassDef)
+                    and (isinstance(outer, ast.FunctionDef) or outer.name.startswith("_"))
+                    and node in ast.walk(outer)
+                    and outer is not node
                     for outer in ast.walk(tree)
                 )
-                assert parent_is_function or ast.get_docstring(node), f"{path}:{node.lineno} {node.name}"
+                assert inside_private or ast.get_docstring(node), f"{path}:{node.lineno} {node.name}"
 
 
 @pytest.mark.parametrize("package", ["sop.actor", "sop.core.codec", "sop.buffer", "sop.broadcast", "sop.cli"])

@@ -155,7 +155,7 @@ class Monitor:
                 self.view.evaluations[key] = EvaluationResult.from_json(self._store.get(key))
 
     def _log_fleet(self) -> None:
-        actors = self.view.actors.values()
+        actors = [actor for name, actor in self.view.actors.items() if not name.startswith(layout.LAB_ACTOR)]
         if not actors:
             return
         values = {

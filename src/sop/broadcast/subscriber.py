@@ -47,7 +47,7 @@ def _accept_all(_manifest: PolicyManifest) -> str | None:
 class Subscriber:
     """Keeps the newest acceptable policy ready. The actor's use of it:
 
-        staged = subscriber.wait_first(timeout_s=60)        # before the first episode
+        staged = subscriber.wait_first(timeout_s=60)        # or take() again and again until there is one
         while acting:
             ...                                             # one episode
             if (staged := subscriber.take()) is not None:   # never blocks

@@ -48,7 +48,7 @@ class Inputs:
 
 
 class FlowNetwork(nn.Module):
-    """All weights. Parameter names begin with `vision.<camera>.`, `backbone.` and `expert.` (see `freeze`)."""
+    """All weights. Parameter names begin with `vision.camera_<camera>.`, `backbone.` and `expert.` (see `freeze`)."""
 
     def __init__(self, embodiment: Embodiment, settings: Settings) -> None:
         super().__init__()
