@@ -10,7 +10,7 @@ class Lap(NamedTuple):
     """A stretch of the learner's time."""
 
     steps_per_s: float
-    """Steps per second of time that was not paused."""
+    """Steps per second, pauses included."""
     busy: float
     """1 - waiting / (total - paused): how little the optimizer waits for batches. 1 when all was pause."""
     worked_s: float
@@ -51,10 +51,8 @@ class Stopwatch:
         total = now - self._start
         if total < every_s and not force:
             return None
-        working = max(total - self._paused, 1e-9)
-        paused_all = total - self._paused < 1e-3
-        lap = Lap(
-            (step - self._start_step) / working, 1.0 if paused_all else 1 - self._waited / working, total - self._paused
-        )
+        worked = total - self._paused
+        busy = 1.0 if worked < 1e-3 else 1 - self._waited / worked
+        lap = Lap((step - self._start_step) / max(total, 1e-9), busy, worked)
         self._start, self._start_step, self._waited, self._paused = now, step, 0.0, 0.0
         return lap
