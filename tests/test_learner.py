@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sop import system
 from sop.broadcast import fetch_policy, published_versions
 from sop.core import layout
 from sop.core.errors import RunError
@@ -18,8 +20,15 @@ from sop.learner.optimization import constant_after_warmup
 from sop.learner.pretrain import cosine_after_warmup
 from sop.learner.stopwatch import Stopwatch
 from sop.presets import make_config
-from sop.runs import Run, create_run
-from sop.system import ActorOptions, learner_parts, make_learner_policy, run_actor, run_pretraining
+from sop.runs import Run, create_run, take_base
+from sop.system import (
+    ActorOptions,
+    learner_parts,
+    make_learner_policy,
+    run_actor,
+    run_learner,
+    run_pretraining,
+)
 from sop.testing.memory import MemoryStore
 
 SETTINGS = ["pretrain.steps=3", "pretrain.demonstrations_per_task=4", "learner.publish_every=4", "fleet.speed=0"]
@@ -212,3 +221,38 @@ def test_the_loop_publishes_on_its_beat_and_ends_when_all_is_learned(finished_ba
     assert newest is not None
     assert newest.learner_step == 6
     assert len(newest.state["episodes"]) == 12 + 6
+
+
+def test_what_an_algorithm_has_learned_travels_with_the_checkpoint(finished_base: Run) -> None:
+    """As JSON values and as arrays, through the store."""
+    for session in open_session(finished_base, 1):
+        algorithm = session.parts.algorithm
+        loaded: dict[str, object] = {}
+        algorithm.state_dict = lambda: {"values": np.arange(3.0), "note": "a"}
+        algorithm.load_state_dict = loaded.update
+        store = CheckpointStore(MemoryStore())
+        store.save(session.learner.checkpoint())
+        store.wait()
+        saved = store.newest()
+        store.close()
+        assert saved is not None
+        session.learner.restore(saved)
+        assert loaded["note"] == "a"
+        np.testing.assert_array_equal(loaded["values"], [0.0, 1.0, 2.0])
+
+
+def test_an_algorithm_is_prepared_with_the_demonstrations_before_the_first_step(
+    finished_base: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = create_run(tmp_path / "prepared", make_config("debug", SETTINGS))
+    take_base(run, finished_base)
+    policy, algorithm = make_learner_policy(run)
+    prepared: list[str] = []
+    algorithm.prepare = lambda offline: prepared.extend(episode.actor_id for episode in offline)
+    monkeypatch.setattr(system, "make_learner_policy", lambda _: (policy, algorithm))
+    stop = threading.Event()
+    stop.set()
+    run_learner(run, stop)
+    assert prepared == ["lab-0"] * 12
+    run_learner(run, stop)
+    assert prepared == ["lab-0"] * 12, "a resumed learner restores instead"
