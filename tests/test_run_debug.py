@@ -91,9 +91,7 @@ def test_extra_demonstrations_go_to_the_offline_buffer_and_the_base_is_shared(tm
     finish(sop("run", "debug", "--runs", str(tmp_path), *arguments))
     first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in "ab")
     assert second["base"] == first["base"]
-    assert second["episodes"] == 0
-    assert 12 <= second["demonstrated_episodes"] <= 15
-    assert second["interventions"] == 0
+    assert 12 <= second["episodes"] == second["demonstrated_episodes"] <= 15
     assert second["final"]["success"] is not None
     store = open_store(str(tmp_path / "b" / "store"))
     assert list(store.keys("episodes/")) == []

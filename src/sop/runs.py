@@ -130,12 +130,12 @@ def take_base(run: Run, source: Run) -> None:
         mine, theirs = run.manifest.config[part], source.manifest.config[part]
         if mine != theirs:
             raise RunError(f"cannot take the base of {source.place}: its {part} is {theirs}, this run has {mine}")
-    folders = (
+    prefixes = (
         f"{layout.DEMONSTRATIONS}/{layout.LAB_ACTOR}",
         f"{layout.policy_folder(0)}/",
-        f"{layout.EVALUATIONS}/00000000/",
+        layout.evaluation(0, "base"),
+        layout.evaluation(0, "expert"),
     )
-    for prefix in folders:
-        keys = sorted(source.store.keys(prefix), key=lambda key: key.endswith("manifest.json"))
-        for key in keys:
+    for prefix in prefixes:
+        for key in sorted(source.store.keys(prefix), key=lambda key: key.endswith("manifest.json")):
             run.store.put(key, source.store.get(key))
