@@ -21,7 +21,7 @@ check: setup           ## lint, types, fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
 setup: .venv/installed
-	@scripts/install_system_packages.sh
+	@scripts/install_system_packages.sh $(BIN)/python
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

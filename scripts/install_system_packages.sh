@@ -1,9 +1,10 @@
 #!/bin/sh
 # MuJoCo renders through EGL, which is not a Python package. Installs it when it is missing and we may.
+# usage: install_system_packages.sh PYTHON
 set -eu
 packages="libegl1 libegl-mesa0 libgl1-mesa-dri"
 
-if ldconfig -p 2>/dev/null | grep -q 'libEGL\.so\.1' && ldconfig -p | grep -q 'libEGL_mesa\.so\.0'; then
+if "$1" -c "import ctypes; [ctypes.CDLL(name) for name in ('libEGL.so.1', 'libEGL_mesa.so.0')]" 2>/dev/null; then
     exit 0
 fi
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
