@@ -1,0 +1,42 @@
+"""The public surface, enumerated: a name that appears or goes does so on purpose, here and in the CHANGELOG."""
+
+import importlib
+import types
+
+import pytest
+
+PUBLIC = {
+    "actor": "Actor ActorReporter ActorSettings ActorState ChunkPlayback EpisodeRecorder EpisodeSpool SafetyGate "
+    "SpoolWriter Uploader",
+    "algorithms": "ALGORITHMS Algorithm AlgorithmKind EpisodeFacts LossPolicy make_algorithm",
+    "broadcast": "PolicyFacts PolicyManifest Publisher StagedPolicy Subscriber fetch_manifest fetch_policy "
+    "fetch_weights published_versions",
+    "buffer": "AdaptiveSampler BatchLoader EpisodeIndex EpisodeRow Ingest IngestedEpisode PayloadCache",
+    "learner": "Bookkeeping Checkpoint CheckpointStore Learner Optimization",
+    "operators": "Demonstrator Nobody OPERATORS Operator Oracle StandIn check_operator make_operator",
+    "policies": "POLICIES PolicyKind TrainablePolicy check_policy compute_normalization freeze make_policy make_spec",
+    "report": "describe summarise write_report",
+    "robots": "DEPLOYMENT LAB ROBOTS RobotObservation Scene SimulatedRobot make_robot",
+    "transport": "BUSES Cursor DirectoryStore EventBus ObjectStore STORES SqliteBus default_bus_url open_bus open_store "
+    "probe",
+}
+
+
+@pytest.mark.parametrize("package", sorted(PUBLIC))
+def test_a_package_offers_exactly_these_names(package: str) -> None:
+    module = importlib.import_module(f"sop.{package}")
+    assert sorted(module.__all__) == sorted(PUBLIC[package].split())
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("package", sorted(PUBLIC))
+def test_what_a_package_defines_itself_is_in_its_list(package: str) -> None:
+    """A public function or class in `__init__` that is not offered is a mistake."""
+    module = importlib.import_module(f"sop.{package}")
+    own = {
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, types.FunctionType | type) and value.__module__ == module.__name__
+    }
+    assert {name for name in own if not name.startswith("_")} <= set(module.__all__)
