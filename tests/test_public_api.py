@@ -17,8 +17,8 @@ PUBLIC = {
     "policies": "POLICIES PolicyKind TrainablePolicy check_policy compute_normalization freeze make_policy make_spec",
     "report": "describe summarise write_report",
     "robots": "DEPLOYMENT LAB ROBOTS RobotObservation Scene SimulatedRobot make_robot",
-    "transport": "BUSES Cursor DirectoryStore EventBus ObjectStore STORES SqliteBus default_bus_url open_bus open_store "
-    "probe",
+    "transport": "BUSES Cursor DirectoryStore EventBus ObjectStore STORES SqliteBus default_bus_url open_bus "
+    "open_store probe",
 }
 
 
