@@ -164,6 +164,7 @@ class Monitor:
             "fleet/interventions": float(sum(actor.interventions for actor in actors)),
             "fleet/spooled": float(sum(actor.spooled for actor in actors)),
             "fleet/overruns": float(sum(actor.overruns for actor in actors)),
+            "fleet/gated": float(sum(actor.gated for actor in actors)),
             "fleet/steps": float(sum(actor.steps for actor in actors)),
             "fleet/human_steps": float(sum(actor.human_steps for actor in actors)),
         }

@@ -98,6 +98,7 @@ class ActorReporter:
             steps=counts.steps,
             spooled=len(spool.pending()),
             overruns=counts.overruns,
+            gated=counts.gated,
             problem=next((text for text in problems if text), ""),
             utc_ns=self._clock.utc_ns(),
         )

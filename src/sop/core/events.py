@@ -68,6 +68,8 @@ class ActorReported(Event, frozen=True, kw_only=True, tag=True):
     """Episodes that wait on the robot's disk."""
     overruns: int
     """Control steps that came late."""
+    gated: int = 0
+    """Actions that the safety gate changed."""
     problem: str
     """The last refusal or error, empty when there is none."""
     utc_ns: int

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sop.algorithms import Algorithm
@@ -125,9 +125,10 @@ class Bookkeeping:
         grad_norm: float,
         newest_version: int | None,
         quarantined: int,
+        extra: Mapping[str, float],
         force: bool = False,
     ) -> None:
-        """Once a second (or now): the state of the loop, to the metrics and to whoever watches."""
+        """Once a second (or now): the state of the loop, to the metrics (`extra` too) and to whoever watches."""
         lap = self.time.lap(learner_step, REPORT_EVERY_S, force=force)
         if lap is None:
             return
@@ -142,7 +143,7 @@ class Bookkeeping:
             "learner/version": float(version),
             "learner/fresh_draws_per_start": self.fresh_draws / max(1, self.fresh_starts),
         }
-        self._metrics.log(values | sampler, learner_step)
+        self._metrics.log({**values, **sampler, **extra}, learner_step)
         self._report(
             LearnerReported(
                 state=state,

@@ -198,6 +198,11 @@ class Learner:
             grad_norm=self._last.grad_norm,
             newest_version=self._p.publisher.last_published,
             quarantined=len(self._p.ingest.quarantined),
+            extra={
+                "learner/publishes_skipped": float(self._p.publisher.skipped),
+                "learner/events_lost": float(self._p.publisher.lost_events),
+                "learner/episodes_missing": float(sum(map(len, self._p.ingest.missing().values()))),
+            },
             force=force,
         )
 
