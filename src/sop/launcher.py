@@ -130,7 +130,8 @@ class Launcher:
             raise RunError(f"pretraining ended without a base policy; its log ends so:\n{tail}")
 
     def _base_evaluation(self) -> None:
-        for name in ("base", "expert"):
+        progress = ("progress",) if self._run.config.evaluation.progress_episodes_per_task else ()
+        for name in ("base", "expert", *progress):  # the base on the scenes of progress evaluations: where they start
             self._evaluate(name, 0)
 
     def _final_evaluation(self) -> None:

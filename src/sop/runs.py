@@ -135,6 +135,7 @@ def take_base(run: Run, source: Run) -> None:
         f"{layout.policy_folder(0)}/",
         layout.evaluation(0, "base"),
         layout.evaluation(0, "expert"),
+        layout.evaluation(0, "progress"),
     )
     for prefix in prefixes:
         for key in sorted(source.store.keys(prefix), key=lambda key: key.endswith("manifest.json")):

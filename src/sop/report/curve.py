@@ -102,22 +102,29 @@ def curve(record: RunRecord) -> bytes | None:
 
 
 def _points(record: RunRecord) -> list[_Point]:
-    """One point per evaluated version, the largest evaluation of it, in the order of versions."""
+    """One point per evaluated version and set of scenes, the largest evaluation of it, in the order of versions."""
     time = FleetTime(record)
-    best: dict[int, _Point] = {}
+    best: dict[tuple[int, bool], _Point] = {}
     for result in record.evaluations:
         if result.version is None or result.name not in _CURVE:
             continue
         point = _Point(
-            0.0 if result.name == "base" else time.at(_published_s(result)),
+            0.0 if result.version == 0 else time.at(_published_s(result)),
             result.name,
             {task: outcome for task, outcome in result.tasks.items() if outcome.episodes},
             _pooled(result, record.fleet_tasks),
         )
-        before = best.get(result.version)
+        key = (result.version, result.name in _NOTED)
+        before = best.get(key)
         if before is None or _trials(point.tasks) >= _trials(before.tasks):
-            best[result.version] = point
-    return [best[version] for version in sorted(best)]
+            best[key] = point
+    return [best[key] for key in sorted(best)]
+
+
+def _joined(points: Sequence[_Point]) -> list[_Point]:
+    """The points that a line joins: progress evaluations share their scenes; base and final have others."""
+    progress = [point for point in points if point.name not in _NOTED]
+    return progress if len(progress) > 1 else list(points)
 
 
 def _trials(tasks: Mapping[str, TaskResult]) -> int:
@@ -133,26 +140,33 @@ def _pooled(result: EvaluationResult, tasks: tuple[str, ...]) -> TaskResult | No
 
 def _paint_pooled(axes: Any, points: Sequence[_Point], tasks: Sequence[str], ceiling: TaskResult | None) -> None:
     for task in tasks:
-        mine = [point for point in points if task in point.tasks]
+        mine = [point for point in _joined(points) if task in point.tasks]
         axes.plot(
             [point.at for point in mine],
             [point.tasks[task].success for point in mine],
             color=task_color(tasks, task), lw=1.1, alpha=0.55, marker="o", ms=2,
         )  # fmt: skip
-    pooled = [(point, point.pooled) for point in points if point.pooled is not None]
-    x = [point.at for point, _ in pooled]
-    bounds = [result.interval for _, result in pooled]
+    joined = [(point.at, point.pooled) for point in _joined(points) if point.pooled is not None]
+    x = [at for at, _ in joined]
+    bounds = [result.interval for _, result in joined]
     axes.fill_between(x, [low for low, _ in bounds], [high for _, high in bounds], color=INK, alpha=0.1, lw=0)
-    axes.plot(x, [result.success for _, result in pooled], color=INK, lw=3)
+    axes.plot(x, [result.success for _, result in joined], color=INK, lw=3)
+    pooled = [(point, point.pooled) for point in points if point.pooled is not None]
     for point, result in pooled:
         large = point.name in _NOTED
         axes.plot(point.at, result.success, "o", color=INK, ms=7 if large else 4, mec="white", mew=0.8)
         if large:
+            base = point.name == "base"
             axes.annotate(
-                f"{point.name} {percent(result.success)}", (point.at, result.success), xytext=(6, -30),
-                textcoords="offset points", ha="left" if point.name == "base" else "right", fontweight="bold",
-                bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5}, zorder=4,
-            )  # fmt: skip
+                f"{point.name} {percent(result.success)}",
+                (point.at, result.success),
+                xytext=(8, 9) if base else (6, -30),
+                textcoords="offset points",
+                ha="left" if base else "right",
+                fontweight="bold",
+                bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5},
+                zorder=4,
+            )
     if ceiling is not None:
         _ceiling(axes, ceiling.success)
         axes.text(0.01, ceiling.success + 0.012, f"expert {percent(ceiling.success)}", color=MUTED, fontsize=10.5,
@@ -170,7 +184,8 @@ def _paint_task(axes: Any, points: Sequence[_Point], task: str, color: str, ceil
     mine = [(point, point.tasks[task]) for point in points if task in point.tasks]
     if ceiling is not None and ceiling.episodes:
         _ceiling(axes, ceiling.success)
-    axes.plot([point.at for point, _ in mine], [result.success for _, result in mine], color=color, lw=1.8)
+    line = [(point.at, point.tasks[task].success) for point in _joined(points) if task in point.tasks]
+    axes.plot([at for at, _ in line], [success for _, success in line], color=color, lw=1.8)
     for point, result in mine:
         low, high = wilson_interval(result.successes, result.episodes)
         large = point.name in _NOTED

@@ -76,8 +76,9 @@ def _sections(record: RunRecord, learning_curve: bytes | None) -> list[_Section]
         _Section(
             "Success",
             "Every dot is an evaluation without operators on fixed scenes: large ones are the base and the final "
-            "policy, small ones are versions judged with few attempts while the fleet ran. Bars and the grey band are "
-            "95 % intervals, the dashed line is the scripted expert.",
+            "policy; small ones, joined by the lines, are versions judged while the fleet ran, with fewer attempts on "
+            "other scenes: compare large with large and small with small. Bars and the grey band are 95 % intervals, "
+            "the dashed line is the scripted expert.",
             learning_curve,
         ),
         _Section(
