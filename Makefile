@@ -8,7 +8,7 @@ ARGS ?=
 
 .PHONY: demo test check setup clean
 
-demo: setup            ## eight minutes: a fleet of four simulated robots goes from half to expert
+demo: setup            ## seven minutes: a fleet of four simulated robots goes from half to expert
 	$(BIN)/sop run metaworld --name demo-seed$(SEED) --seed $(SEED) --again $(ARGS)
 
 test: setup            ## everything: unit, contract, simulator and end-to-end tests

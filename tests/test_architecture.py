@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "policies": {"core"},
     "robots": {"core"},
     "operators": {"core"},
-    "actor": {"core", "transport", "broadcast"},
+    "actor": {"core", "transport", "broadcast", "operators"},
     "learner": {"core", "transport", "buffer", "algorithms", "broadcast", "policies"},
 }
 EVERYWHERE = {"config", "metrics"}

@@ -54,7 +54,7 @@ def test_a_killed_child_is_started_again_and_said_so(tmp_path: Path, monkeypatch
 def test_a_child_that_may_not_fail_ends_the_run_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     children = Children(tmp_path)
     python(children, monkeypatch, "worker", "raise SystemExit('the reason')")
-    children.wait("worker", 20)
+    children._children["worker"].process.wait(20)
     with pytest.raises(RunError, match=r"worker ended with code 1(?s:.*)the reason"):
         children.watch()
 

@@ -91,14 +91,6 @@ class Children:
             self.on_restart(f"{child.name} died (code {code}) and was started again")
             child.process, child.started = self._spawn(child.name, child.arguments), time.monotonic()
 
-    def wait(self, name: str, timeout_s: float) -> bool:
-        """Wait for a process to end by itself; whether it did."""
-        try:
-            self._children[name].process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
     def pid(self, name: str) -> int:
         """Process id."""
         return self._children[name].process.pid

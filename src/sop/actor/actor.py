@@ -4,11 +4,10 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 
 from sop.actor.chunk import ChunkPlayback
 from sop.actor.lifecycle import ActorState, move
@@ -22,6 +21,7 @@ from sop.core.episode import Outcome
 from sop.core.errors import SopError
 from sop.core.events import PolicySwapped
 from sop.core.policy import Policy, PolicySpec
+from sop.operators import Operator
 
 _log = logging.getLogger(__name__)
 MAX_VERSION_LAG = 40
@@ -31,30 +31,6 @@ MAX_VERSION_LAG = 40
 def training_seed(seed: int, sequence: int) -> int:
     """Seed of an actor's episode: 2^31 or more, so that evaluations (below 2^31) never share one."""
     return int(np.random.SeedSequence([seed, sequence]).generate_state(1)[0]) | 1 << 31
-
-
-class OperatorLike(Protocol):
-    """What the control loop needs of an operator; see `sop.operators.Operator`."""
-
-    @property
-    def name(self) -> str:
-        """Who it is."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why the operator has control."""
-        ...
-
-    def reset(self, task: str, seed: int) -> None:
-        """A new episode begins."""
-        ...
-
-    def correct(
-        self, observation: Observation, proposed: npt.NDArray[np.float32] | None
-    ) -> npt.NDArray[np.float32] | None:
-        """The operator's action, or None to let the policy drive."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +90,7 @@ class Actor:
         settings: ActorSettings,
         robot: gymnasium.Env[Any, Any],
         embodiment: Embodiment,
-        operator: OperatorLike,
+        operator: Operator,
         writer: SpoolWriter,
         *,
         next_sequence: int,

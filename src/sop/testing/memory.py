@@ -21,6 +21,7 @@ from sop.transport.base import (
     check_prefix,
     check_topic,
     resolve_span,
+    row_of,
 )
 
 
@@ -124,7 +125,7 @@ class MemoryBus:
     def poll(self, topic: str, after: Cursor | None, timeout_s: float) -> list[tuple[Cursor, bytes]]:
         """See `EventBus.poll`."""
         check_topic(topic)
-        start = self._start(after)
+        start = row_of(after, self._history)
         self.before("poll", topic)
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
@@ -142,14 +143,6 @@ class MemoryBus:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-
-    def _start(self, cursor: Cursor | None) -> int:
-        if cursor is None:
-            return 0
-        history, _, row = cursor.partition(":")
-        if not history or not row.isdecimal() or len(row) > 18:
-            raise ValueError(f"{cursor!r} is not a cursor of a bus: pass one that poll returned, or None")
-        return int(row) if history == self._history else 0
 
     def _require_open(self) -> None:
         if self._closed:

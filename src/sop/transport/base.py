@@ -203,3 +203,17 @@ def resolve_span(span: slice | None) -> tuple[int, int | None]:
     if span.step not in (None, 1) or start < 0 or (stop is not None and stop < start):
         raise ValueError(f"span {span} must be slice(start, stop) with 0 <= start <= stop and no step")
     return start, stop
+
+
+def row_of(cursor: Cursor | None, history: str) -> int:
+    """Row number of a cursor `<history>:<row>`; 0 for None and for another history: that bus is gone, begin again.
+
+    Raises:
+        ValueError: not a cursor.
+    """
+    if cursor is None:
+        return 0
+    its_history, _, row = cursor.partition(":")
+    if not its_history or not row.isdecimal() or len(row) > 18:
+        raise ValueError(f"{cursor!r} is not a cursor of a bus: pass one that poll returned, or None")
+    return int(row) if its_history == history else 0

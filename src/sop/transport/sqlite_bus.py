@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from sop.core.errors import StoreUnavailable
-from sop.transport.base import MAX_EVENTS_PER_POLL, Cursor, check_event, check_topic
+from sop.transport.base import MAX_EVENTS_PER_POLL, Cursor, check_event, check_topic, row_of
 
 POLL_EVERY_S = 0.003
 """How often a waiting poll looks: half of it is the mean delay of an event; one look costs some 10 us."""
@@ -101,7 +101,7 @@ class SqliteBus:
     def poll(self, topic: str, after: Cursor | None, timeout_s: float) -> list[tuple[Cursor, bytes]]:
         """See `EventBus.poll`."""
         check_topic(topic)
-        row = self._row(after)
+        row = row_of(after, self._history)
         self._maintain_when_due()
         self._require_open()
         deadline_s = time.monotonic() + timeout_s
@@ -152,15 +152,6 @@ class SqliteBus:
                 (topic, row, MAX_EVENTS_PER_POLL),
             ).fetchall()
         return [(f"{self._history}:{number}", event) for number, event in found]
-
-    def _row(self, cursor: Cursor | None) -> int:
-        """Row number of a cursor; 0 when it belongs to another history: that bus is gone, begin again."""
-        if cursor is None:
-            return 0
-        history, _, row = cursor.partition(":")
-        if not history or not row.isdecimal() or len(row) > 18:
-            raise ValueError(f"{cursor!r} is not a cursor of a bus: pass one that poll returned, or None")
-        return int(row) if history == self._history else 0
 
     def _require_open(self) -> None:
         if self._closed.is_set():
