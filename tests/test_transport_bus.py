@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -214,6 +215,115 @@ def test_a_full_disk_says_what_to_do_and_keeps_what_was_published(tmp_path: Path
     bus._connection.execute(f"PRAGMA max_page_count = {pages + 100}")
     bus.publish("a", b"x" * 60_000, "large")
     assert drain(bus, "a")[0] == [b"first", b"x" * 60_000]
+
+
+def _wait_in_threads(bus: SqliteBus, topic: str, number: int, results: list[list[bytes]]) -> list[threading.Thread]:
+    """Threads that wait for the first events of a topic; `results` gets what each one found."""
+
+    def wait() -> None:
+        results.append([event for _, event in bus.poll(topic, None, 60.0)])
+
+    threads = [threading.Thread(target=wait) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+@pytest.mark.parametrize("same_object", [True, False], ids=["same-object", "another-object"])
+def test_two_hundred_waiting_threads_all_get_the_event_of_their_topic(
+    same_object: bool, tmp_path: Path, closing: ExitStack
+) -> None:
+    bus, other = SqliteBus(tmp_path / "bus.sqlite"), SqliteBus(tmp_path / "bus.sqlite")
+    closing.callback(bus.close)
+    closing.callback(other.close)
+    found: dict[str, list[list[bytes]]] = {"a": [], "b": []}
+    threads = {topic: _wait_in_threads(bus, topic, 200 if topic == "a" else 5, found[topic]) for topic in found}
+    assert [thread.name for thread in threading.enumerate()].count("bus-watch") == 1, "one thread looks for all"
+    publisher = bus if same_object else other
+    publisher.publish("a", b"for a", "id")
+    for thread in threads["a"]:
+        thread.join(30)
+    assert found == {"a": [[b"for a"]] * 200, "b": []}
+    publisher.publish("b", b"for b", "id")
+    for thread in threads["b"]:
+        thread.join(30)
+    assert found["b"] == [[b"for b"]] * 5
+
+
+def test_a_chain_of_waiting_threads_misses_no_event(tmp_path: Path, closing: ExitStack) -> None:
+    """Each thread answers what it was woken by; one lost wake-up would stop the chain."""
+    buses = [SqliteBus(tmp_path / "bus.sqlite") for _ in range(2)]
+    for bus in buses:
+        closing.callback(bus.close)
+
+    def answer(turn: int) -> None:
+        bus, cursor, number = buses[turn], None, turn
+        while number < 200:
+            found = bus.poll("a", cursor, 30.0)
+            assert found, f"nothing came before {number}"
+            for cursor, event in found:  # noqa: B007 - the last cursor counts
+                if int(event) == number:
+                    number += 2
+                    bus.publish("a", b"%d" % (number - 1), f"{number - 1}")
+
+    threads = [threading.Thread(target=answer, args=(turn,)) for turn in range(2)]
+    for thread in threads:
+        thread.start()
+    buses[0].publish("a", b"0", "0")
+    for thread in threads:
+        thread.join(60)
+    assert drain(buses[0], "a")[0] == [b"%d" % number for number in range(201)]
+
+
+def test_waiting_polls_with_different_cursors_each_get_what_they_lack(tmp_path: Path, closing: ExitStack) -> None:
+    bus, other = SqliteBus(tmp_path / "bus.sqlite"), SqliteBus(tmp_path / "bus.sqlite")
+    closing.callback(bus.close)
+    closing.callback(other.close)
+    for number in range(3):
+        other.publish("a", b"%d" % number, f"{number}")
+    cursors = [cursor for cursor, _ in bus.poll("a", None, 0.0)]
+    with sqlite3.connect(bus.path) as connection:  # forgotten: a poll with an old cursor waits too
+        connection.execute("DELETE FROM events")
+    connection.close()
+    found: dict[int, list[bytes]] = {}
+
+    def wait(position: int) -> None:
+        found[position] = [event for _, event in bus.poll("a", cursors[position], 60.0)]
+
+    threads = [threading.Thread(target=wait, args=(position,)) for position in range(3)]
+    for thread in threads:
+        thread.start()
+    other.publish("a", b"new", "new")
+    for thread in threads:
+        thread.join(30)
+    assert found == {0: [b"new"], 1: [b"new"], 2: [b"new"]}
+
+
+def test_the_watching_thread_ends_with_its_bus(tmp_path: Path) -> None:
+    bus = SqliteBus(tmp_path / "bus.sqlite")
+    assert bus.poll("a", None, 0.01) == []
+    (watcher,) = [thread for thread in threading.enumerate() if thread.name == "bus-watch"]
+    bus.close()
+    assert not watcher.is_alive()
+
+
+def test_polls_say_what_is_wrong_with_the_file_when_the_watching_thread_cannot_look(
+    tmp_path: Path, closing: ExitStack
+) -> None:
+    bus = SqliteBus(tmp_path / "bus.sqlite")
+    closing.callback(bus.close)
+    with sqlite3.connect(bus.path) as connection:
+        connection.execute("ALTER TABLE events RENAME TO moved")
+        connection.commit()
+        with pytest.raises(StoreUnavailable, match="no such table: events"):
+            bus.poll("a", None, 30.0)
+        connection.execute("ALTER TABLE moved RENAME TO events")
+    connection.close()
+    found: list[list[bytes]] = []
+    (thread,) = _wait_in_threads(bus, "a", 1, found)
+    bus.publish("a", b"well again", "id")
+    thread.join(30)
+    assert found == [[b"well again"]]
 
 
 def test_urls_open_what_they_name(tmp_path: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Object stores: the contract over every implementation, and what only a directory can get wrong."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from sop.core.errors import AlreadyExists, NotFound, RunError, StoreUnavailable
 from sop.testing.memory import MemoryStore
 from sop.transport import default_bus_url, open_store, probe
 from sop.transport import directory as directory_module
+from sop.transport.base import Data, parts_of
 from sop.transport.directory import TEMP_FOLDER, DirectoryStore
 from sop.transport.retry import Backoff, put_retrying
 
@@ -259,8 +261,8 @@ def test_the_probe_accepts_honest_stores_and_leaves_nothing(tmp_path: Path) -> N
 
 def test_the_probe_refuses_a_store_that_replaces_objects() -> None:
     class Replacing(MemoryStore):
-        def put(self, key: str, data: bytes | memoryview) -> None:
-            self.tamper(key, bytes(data))
+        def put(self, key: str, data: Data, *, durable: bool = True) -> None:
+            self.tamper(key, b"".join(parts_of(data)))
 
     store = Replacing()
     with pytest.raises(RunError, match=r"created twice.*conditional writes"):
@@ -270,11 +272,11 @@ def test_the_probe_refuses_a_store_that_replaces_objects() -> None:
 
 def test_the_probe_refuses_a_store_that_says_no_but_replaces() -> None:
     class Lying(MemoryStore):
-        def put(self, key: str, data: bytes | memoryview) -> None:
+        def put(self, key: str, data: Data, *, durable: bool = True) -> None:
             try:
                 super().put(key, data)
             finally:
-                self.tamper(key, bytes(data))
+                self.tamper(key, b"".join(parts_of(data)))
 
     with pytest.raises(RunError, match="answers b'second'"):
         probe(Lying())
@@ -287,7 +289,7 @@ class FlakyStore(MemoryStore):
         super().__init__()
         self.left, self.answers_lost = failures, answers_lost
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
+    def put(self, key: str, data: Data, *, durable: bool = True) -> None:
         self.left -= 1
         if self.left < 0:
             super().put(key, data)
@@ -323,6 +325,15 @@ def test_trying_again_is_bounded_and_its_pauses_grow_with_jitter() -> None:
     assert len(set(pauses)) == 5
     backoff.reset()
     assert backoff.next_s() <= 1.0
+
+
+def test_a_lost_answer_to_a_put_of_parts_counts_as_success_only_for_the_same_bytes() -> None:
+    parts = [b"da", b"", memoryview(b"ta")]
+    for stored, same in ((b"data", True), (b"dat", False), (b"datas", False), (b"dxta", False)):
+        store = FlakyStore(1, answers_lost=False)
+        store.tamper("key", stored)
+        with contextlib.nullcontext() if same else pytest.raises(AlreadyExists):
+            put_retrying(store, "key", parts, attempts=2, backoff=Backoff(random.Random(0)), pause=lambda _s: None)
 
 
 def test_a_key_taken_by_other_bytes_is_never_a_success() -> None:

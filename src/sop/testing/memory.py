@@ -16,10 +16,13 @@ from sop.core.errors import AlreadyExists, NotFound
 from sop.transport.base import (
     MAX_EVENTS_PER_POLL,
     Cursor,
+    Data,
     check_event,
+    check_folder,
     check_key,
     check_prefix,
     check_topic,
+    parts_of,
     resolve_span,
     row_of,
 )
@@ -30,10 +33,10 @@ def _nothing(operation: str, place: str) -> None:
 
 
 class MemoryStore:
-    """`ObjectStore` of one process.
+    """`ObjectStore` and `MapsObjects` of one process.
 
     Args:
-        before: called with the method's name (`put`, `get`, `keys`, `delete`) and the key, outside of the lock.
+        before: called with the method's name (`put`, `get`, `map`, `keys`, `delete`) and the key, outside of the lock.
     """
 
     def __init__(self, before: Callable[[str, str], None] = _nothing) -> None:
@@ -41,17 +44,16 @@ class MemoryStore:
         self._objects: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
+    def put(self, key: str, data: Data, *, durable: bool = True) -> None:  # noqa: ARG002  nothing outlives the process
         """See `ObjectStore.put`."""
         check_key(key)
-        if not isinstance(data, bytes | memoryview):
-            raise TypeError(f"put {key!r}: data must be bytes or memoryview, got {type(data).__name__}")
+        parts = parts_of(data)
         self.before("put", key)
         with self._lock:
             if key in self._objects:
                 raise AlreadyExists(f"{key!r} exists already and is never replaced")
             self._check_folders(key)
-            self._objects[key] = bytes(data)
+            self._objects[key] = b"".join(parts)
 
     def get(self, key: str, span: slice | None = None) -> bytes:
         """See `ObjectStore.get`."""
@@ -64,6 +66,16 @@ class MemoryStore:
             raise NotFound(f"no object {key!r} in memory")
         return data if span is None else data[start:stop]
 
+    def map(self, key: str) -> memoryview:
+        """See `MapsObjects.map`."""
+        check_key(key)
+        self.before("map", key)
+        with self._lock:
+            data = self._objects.get(key)
+        if data is None:
+            raise NotFound(f"no object {key!r} in memory")
+        return memoryview(data)
+
     def keys(self, prefix: str, after: str | None = None) -> Iterator[str]:
         """See `ObjectStore.keys`."""
         check_prefix(prefix)
@@ -72,6 +84,14 @@ class MemoryStore:
             ordered = sorted(self._objects)
         start = bisect_right(ordered, after) if after is not None else 0
         return (key for key in ordered[start:] if key.startswith(prefix))
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """See `ObjectStore.folders`."""
+        check_folder(prefix)
+        self.before("folders", prefix)
+        with self._lock:
+            below = [key.removeprefix(prefix) for key in self._objects if key.startswith(prefix)]
+        return iter(sorted({key.partition("/")[0] for key in below if "/" in key}))
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 
 from sop.core.errors import AlreadyExists, RunError
-from sop.transport.base import Cursor, EventBus, ObjectStore
+from sop.transport.base import Cursor, Data, EventBus, MapsObjects, ObjectStore
 from sop.transport.directory import DirectoryStore
 from sop.transport.sqlite_bus import SqliteBus
 
@@ -16,8 +16,10 @@ __all__ = [
     "BUSES",
     "STORES",
     "Cursor",
+    "Data",
     "DirectoryStore",
     "EventBus",
+    "MapsObjects",
     "ObjectStore",
     "SqliteBus",
     "default_bus_url",

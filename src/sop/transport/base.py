@@ -7,11 +7,14 @@ The rules of both are executed as contract tests (`sop.testing.contracts`) again
 """
 
 import re
-from collections.abc import Iterator
-from typing import Protocol, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
 
 Cursor: TypeAlias = str
 """A place in the history of a bus. Opaque; may be kept in a JSON checkpoint and used by another process later."""
+
+Data: TypeAlias = bytes | memoryview | Sequence[bytes | memoryview]
+"""What `put` takes: bytes, or contiguous parts that are stored one behind the other as one object."""
 
 MAX_KEY_LENGTH = 1024
 """Longest key in characters: the limit of S3, so that a run can move there."""
@@ -48,8 +51,11 @@ class ObjectStore(Protocol):
     a key is never also a folder of another key. Every method raises ValueError for a key that breaks this.
     """
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
-        """Create an object. All or nothing, durable when it returns, never replaces. Blocks.
+    def put(self, key: str, data: Data, *, durable: bool = True) -> None:
+        """Create an object. All or nothing, never replaces. Blocks.
+
+        Durable when it returns: it survives a power cut. With `durable=False` a power cut may lose or tear it,
+        a killed process still may not: for what its reader verifies by hash and can do without.
 
         Of several racing writers of one key exactly one succeeds. After StoreUnavailable the object may
         or may not exist: `put_retrying` settles that.
@@ -82,11 +88,45 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Names between `prefix` and the next `/` of all keys that have one there, each once, in lexicographic order.
+
+        For `episodes/` the actors. One level is listed, whatever lies below. A folder whose objects were all deleted
+        may still be named.
+
+        Args:
+            prefix: empty, or ends in `/`.
+
+        Raises:
+            ValueError: a prefix that is no folder.
+            StoreUnavailable: no answer.
+        """
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object; none under this key is fine. For retention; a key is used again only by
         the learner that rewrites its own checkpoint.
 
         Raises:
+            StoreUnavailable: no answer; the same call may work later.
+        """
+        ...
+
+
+@runtime_checkable
+class MapsObjects(Protocol):
+    """A store whose objects lie in this machine's memory or file cache anyway: reading one need not copy it.
+
+    data = store.map(key) if isinstance(store, MapsObjects) else store.get(key)
+    """
+
+    def map(self, key: str) -> memoryview:
+        """The whole object, read-only, without copying it: bytes are read when they are touched. Blocks for a moment.
+
+        Stays valid as long as the view or a part of it is referenced, also when the object is deleted meanwhile.
+
+        Raises:
+            NotFound: no object under this key.
             StoreUnavailable: no answer; the same call may work later.
         """
         ...
@@ -147,6 +187,18 @@ def check_key(key: str) -> None:
         raise ValueError(f"key {key[:80]!r}... has a part of more than {MAX_KEY_PART_LENGTH} characters")
 
 
+def parts_of(data: Data) -> list[memoryview]:
+    """What was given to `put` as flat views of bytes, in order; nothing is copied.
+
+    Raises:
+        TypeError: neither bytes, nor a view, nor a sequence of these, or a view that is not contiguous.
+    """
+    parts = [data] if isinstance(data, bytes | memoryview) else data
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, bytes | memoryview) for part in parts):
+        raise TypeError(f"data must be bytes, a memoryview or a list of these, got {type(data).__name__}")
+    return [memoryview(part).cast("B") if len(part) else memoryview(b"") for part in parts]
+
+
 def check_prefix(prefix: str) -> None:
     """Refuse what no key can begin with.
 
@@ -156,6 +208,17 @@ def check_prefix(prefix: str) -> None:
     _check_characters(prefix)
     if "/" in prefix:
         check_key(prefix.rpartition("/")[0])
+
+
+def check_folder(prefix: str) -> None:
+    """Refuse what is not the prefix of a folder.
+
+    Raises:
+        ValueError: neither empty nor a key that ends in `/`.
+    """
+    check_prefix(prefix)
+    if prefix and not prefix.endswith("/"):
+        raise ValueError(f"folder {prefix!r} must be empty or end in '/'")
 
 
 def _check_characters(text: str) -> None:

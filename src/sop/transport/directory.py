@@ -1,6 +1,7 @@
 """A directory as an object store: one machine, no server.
 
     put   .tmp/<unique> -> write -> fsync -> link(2) to the final name -> fsync of its folder -> unlink the temp name
+          (without the two fsyncs when it need not be durable)
 
 link(2) is atomic and fails when the name is taken, which is what create-only means; rename(2) would replace.
 A writer that dies leaves at most a file in `.tmp`, which no listing shows and the next opening collects.
@@ -8,6 +9,7 @@ A writer that dies leaves at most a file in `.tmp`, which no listing shows and t
 
 import contextlib
 import errno
+import mmap
 import os
 import stat
 import time
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sop.core.errors import AlreadyExists, NotFound, StoreUnavailable
-from sop.transport.base import check_key, check_prefix, resolve_span
+from sop.transport.base import Data, check_folder, check_key, check_prefix, parts_of, resolve_span
 
 TEMP_FOLDER = ".tmp"
 """Begins with a dot, so it can never be part of a key."""
@@ -35,7 +37,7 @@ _ADVICE = {
 
 
 class DirectoryStore:
-    """`ObjectStore` in a directory of a local disk. Any number of threads and processes may open it.
+    """`ObjectStore` and `MapsObjects` in a directory of a local disk. Any number of threads and processes may open it.
 
     Symbolic links inside the directory are never followed.
 
@@ -57,26 +59,77 @@ class DirectoryStore:
             _collect_left_overs(self.root / TEMP_FOLDER, clock() - TEMP_MAX_AGE_S)
         self._durable_folders = {self.root}
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
-        """See `ObjectStore.put`. Durable: survives a power cut once it returned (two fsyncs)."""
+    def put(self, key: str, data: Data, *, durable: bool = True) -> None:
+        """See `ObjectStore.put`. Durable by two fsyncs; parts are written one by one, never joined."""
         check_key(key)
+        parts = parts_of(data)
         path = self.root / key
         temp = self.root / TEMP_FOLDER / f"{os.getpid()}-{uuid.uuid4().hex}"
         with _store_errors("write", path):
-            self._make_folder(path.parent, key)
+            self._make_folder(path.parent, key, durable=durable)
             try:
                 with temp.open("xb", buffering=0) as file:
-                    _write_all(file.fileno(), memoryview(data).cast("B"))
-                    os.fsync(file.fileno())
+                    for part in parts:
+                        _write_all(file.fileno(), part)
+                    if durable:
+                        os.fsync(file.fileno())
                 _link(temp, path, key)
-                _fsync_folder(path.parent)
+                if durable:
+                    _fsync_folder(path.parent)
             finally:
                 temp.unlink(missing_ok=True)
 
     def get(self, key: str, span: slice | None = None) -> bytes:
         """See `ObjectStore.get`. Reads with pread: no mapping, no read-ahead beyond the span."""
-        check_key(key)
         start, stop = resolve_span(span)
+        with self._open(key) as (descriptor, size):
+            end = size if stop is None else min(stop, size)
+            if end == size:
+                return _read_to_end(descriptor, start)
+            return _read_range(descriptor, start, end)
+
+    def map(self, key: str) -> memoryview:
+        """See `MapsObjects.map`. The file's pages are those of the file cache, shared with every other reader.
+
+        Whoever can change the file in place, against the contract, changes what is seen, and cutting it short
+        kills its readers: the folder is trusted like the account that owns it.
+        """
+        with self._open(key) as (descriptor, size):
+            if size == 0:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+
+    def keys(self, prefix: str, after: str | None = None) -> Iterator[str]:
+        """See `ObjectStore.keys`. Lists only the folders that can hold a key of the answer."""
+        check_prefix(prefix)
+        slash = prefix.rfind("/") + 1
+        self._require_root()
+        return self._walk(prefix[:slash], prefix, after or "")
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """See `ObjectStore.folders`."""
+        check_folder(prefix)
+        self._require_root()
+        found: list[str] = []
+        with _store_errors("list", self.root / prefix), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self._check_links(self.root / prefix)
+            with os.scandir(self.root / prefix) as entries:
+                found += [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return iter(sorted(name for name in found if not name.startswith(".")))
+
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`. The folder stays, even when it is empty."""
+        check_key(key)
+        path = self.root / key
+        with _store_errors("delete", path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self._check_links(path.parent)
+            if not path.is_dir():
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _open(self, key: str) -> Iterator[tuple[int, int]]:
+        """(descriptor, size) of an object, open for reading."""
+        check_key(key)
         path = self.root / key
         try:
             self._check_links(path.parent)
@@ -91,28 +144,9 @@ class DirectoryStore:
                 facts = os.fstat(descriptor)
                 if not stat.S_ISREG(facts.st_mode):
                     raise NotFound(f"no object {key!r} in {self.root}")
-                end = facts.st_size if stop is None else min(stop, facts.st_size)
-                if end == facts.st_size:
-                    return _read_to_end(descriptor, start)
-                return _read_range(descriptor, start, end)
+                yield descriptor, facts.st_size
         finally:
             os.close(descriptor)
-
-    def keys(self, prefix: str, after: str | None = None) -> Iterator[str]:
-        """See `ObjectStore.keys`. Lists only the folders that can hold a key of the answer."""
-        check_prefix(prefix)
-        slash = prefix.rfind("/") + 1
-        self._require_root()
-        return self._walk(prefix[:slash], prefix, after or "")
-
-    def delete(self, key: str) -> None:
-        """See `ObjectStore.delete`. The folder stays, even when it is empty."""
-        check_key(key)
-        path = self.root / key
-        with _store_errors("delete", path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            self._check_links(path.parent)
-            if not path.is_dir():
-                path.unlink()
 
     def _require_root(self) -> None:
         """A store that is gone (unmounted, moved) is unavailable; taking it for empty would lose its history."""
@@ -145,11 +179,11 @@ class DirectoryStore:
             else:
                 yield name
 
-    def _make_folder(self, folder: Path, key: str) -> None:
-        """Make a folder and its parents, and make them durable. Each is synced once per process."""
+    def _make_folder(self, folder: Path, key: str, *, durable: bool) -> None:
+        """Make a folder and its parents, and make them durable if asked to. Each is synced once per process."""
         if folder in self._durable_folders:
             return
-        self._make_folder(folder.parent, key)
+        self._make_folder(folder.parent, key, durable=durable)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
         mode = folder.lstat().st_mode
@@ -157,8 +191,9 @@ class DirectoryStore:
             raise ValueError(f"key {key!r} is below {str(folder.relative_to(self.root))!r}, which is an object")
         if not stat.S_ISDIR(mode):
             raise NotADirectoryError(errno.ENOTDIR, "a folder of the key is a symbolic link or a special file")
-        _fsync_folder(folder.parent)
-        self._durable_folders.add(folder)
+        if durable:
+            _fsync_folder(folder.parent)
+            self._durable_folders.add(folder)
 
     def _check_links(self, folder: Path) -> None:
         """Raise NotADirectoryError when the way to a folder leads over a symbolic link."""

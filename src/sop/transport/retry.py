@@ -2,9 +2,12 @@
 
 import random
 from collections.abc import Callable
+from typing import TypeVar
 
 from sop.core.errors import AlreadyExists, NotFound, StoreUnavailable
-from sop.transport.base import ObjectStore
+from sop.transport.base import Data, ObjectStore, parts_of
+
+Answer = TypeVar("Answer")
 
 
 class Backoff:
@@ -38,11 +41,12 @@ class Backoff:
 def put_retrying(
     store: ObjectStore,
     key: str,
-    data: bytes | memoryview,
+    data: Data,
     *,
     attempts: int,
     backoff: Backoff,
     pause: Callable[[float], object],
+    durable: bool = True,
 ) -> None:
     """`store.put`, tried up to `attempts` times while the store is unavailable. Blocks.
 
@@ -51,6 +55,7 @@ def put_retrying(
 
     Args:
         pause: waits for so many seconds, e.g. `time.sleep` or `stop_event.wait`; it may cut the wait short.
+        durable: as for `store.put`.
 
     Raises:
         AlreadyExists: the key was taken before the first attempt, or is taken by other bytes.
@@ -58,7 +63,7 @@ def put_retrying(
     """
     for attempt in range(1, attempts + 1):
         try:
-            store.put(key, data)
+            store.put(key, data, durable=durable)
         except StoreUnavailable:
             if attempt == attempts:
                 raise
@@ -81,16 +86,33 @@ def get_retrying(
         NotFound: no object under the key.
         StoreUnavailable: the last attempt failed too.
     """
+    return retrying(lambda: store.get(key), attempts=attempts, backoff=backoff, pause=pause)
+
+
+def retrying(
+    read: Callable[[], Answer], *, attempts: int, backoff: Backoff, pause: Callable[[float], object]
+) -> Answer:
+    """`read()`, tried up to `attempts` times while the store is unavailable; for what may be repeated. Blocks.
+
+    Raises:
+        StoreUnavailable: the last attempt failed too.
+    """
     for _ in range(attempts - 1):
         try:
-            return store.get(key)
+            return read()
         except StoreUnavailable:
             pause(backoff.next_s())
-    return store.get(key)
+    return read()
 
 
-def _holds(store: ObjectStore, key: str, data: bytes | memoryview) -> bool:
+def _holds(store: ObjectStore, key: str, data: Data) -> bool:
+    parts = parts_of(data)
     try:
-        return store.get(key, slice(0, len(data) + 1)) == data
+        found = memoryview(store.get(key, slice(0, sum(map(len, parts)) + 1)))
     except NotFound:
         return False
+    for part in parts:
+        if found[: len(part)] != part:
+            return False
+        found = found[len(part) :]
+    return not found

@@ -1,4 +1,4 @@
-"""A bus in one SQLite file: one machine, no server. Writers append, subscribers ask every few milliseconds.
+"""A bus in one SQLite file: one machine, no server. Writers append, subscribers are woken within milliseconds.
 
 The file is in WAL mode: readers never wait for writers. Writers never move the log into the database; only
 the owner does (`maintain`), because SQLite before 3.51.3 can lose a log reset that races with another one.
@@ -11,14 +11,18 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sop.core.errors import StoreUnavailable
 from sop.transport.base import MAX_EVENTS_PER_POLL, Cursor, check_event, check_topic, row_of
+from sop.transport.watch import Watch
 
 POLL_EVERY_S = 0.003
-"""How often a waiting poll looks: half of it is the mean delay of an event; one look costs some 10 us."""
+"""How often one thread looks for all waiting polls (`Watch`): half of it is the mean delay of an event; a look costs
+some 10 us."""
+_LONG_S = 10 * POLL_EVERY_S
+"""A poll that may wait this long leaves the first look to the watcher when the watcher knows of nothing new."""
 MAINTAIN_EVERY_S = 20.0
 """How often the owner trims topics and moves the log into the database."""
 BUSY_TIMEOUT_S = 10.0
@@ -36,8 +40,8 @@ CREATE TABLE events (
 CREATE INDEX events_in_order ON events (topic, row);
 CREATE TABLE bus (history TEXT NOT NULL)
 """
-_INHERITED: list[sqlite3.Connection] = []
-"""Connections of a parent process: a forked child must neither use nor close them."""
+_INHERITED: list[object] = []
+"""Connections and watches of a parent process: a forked child must neither use nor close them."""
 
 
 class _BusClosed(ValueError):
@@ -79,6 +83,7 @@ class SqliteBus:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._process = os.getpid()
+        self._watch = self._new_watch()
         with self._bus_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = _connect(self.path)
@@ -91,11 +96,14 @@ class SqliteBus:
         check_topic(topic)
         check_event(event, event_id)
         with self._session() as connection:
-            connection.execute(
+            added = connection.execute(
                 "INSERT INTO events (topic, event_id, event, utc_s) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (topic, event_id) DO NOTHING",
                 (topic, event_id, event, self._clock()),
             )
+            is_new = added.rowcount == 1
+        if is_new:
+            self._watch.nudge(topic)
         self._maintain_when_due()
 
     def poll(self, topic: str, after: Cursor | None, timeout_s: float) -> list[tuple[Cursor, bytes]]:
@@ -104,15 +112,20 @@ class SqliteBus:
         row = row_of(after, self._history)
         self._maintain_when_due()
         self._require_open()
+        self._require_process()
         deadline_s = time.monotonic() + timeout_s
-        while True:
-            try:
-                found = self._look(topic, row)
-            except _BusClosed:
-                return []
-            left_s = deadline_s - time.monotonic()
-            if found or left_s <= 0 or self._closed.wait(min(POLL_EVERY_S, left_s)):
-                return found
+        known = self._watch.newest(topic)  # before the look, which therefore sees all rows up to it
+        try:
+            found = [] if 0 <= known <= row and timeout_s >= _LONG_S else self._look(topic, row)
+            while not found:
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0 or (rows := self._watch.wait(topic, max(row, known), left_s)) is None:
+                    return []
+                known = self._watch.newest(topic)
+                found = self._with_cursors(rows) if rows else self._look(topic, row)
+        except _BusClosed:
+            return []
+        return found
 
     def trim(self, topic: str, keep_s: float) -> int:
         """Forget events of a topic that are older than `keep_s` seconds; returns how many. For the owner only."""
@@ -141,6 +154,8 @@ class SqliteBus:
         if self._closed.is_set():
             return
         self._closed.set()
+        if self._process == os.getpid():
+            self._watch.close()
         with self._lock:
             if self._process == os.getpid():
                 self._connection.close()
@@ -151,7 +166,10 @@ class SqliteBus:
                 "SELECT row, event FROM events WHERE topic = ? AND row > ? ORDER BY row LIMIT ?",
                 (topic, row, MAX_EVENTS_PER_POLL),
             ).fetchall()
-        return [(f"{self._history}:{number}", event) for number, event in found]
+        return self._with_cursors(found)
+
+    def _with_cursors(self, rows: Iterable[tuple[int, bytes]]) -> list[tuple[Cursor, bytes]]:
+        return [(f"{self._history}:{number}", event) for number, event in rows]
 
     def _require_open(self) -> None:
         if self._closed.is_set():
@@ -168,15 +186,24 @@ class SqliteBus:
     @contextlib.contextmanager
     def _session(self) -> Iterator[sqlite3.Connection]:
         """The connection for one statement: one thread at a time, a fresh one after fork."""
-        if self._process != os.getpid():
-            _INHERITED.append(self._connection)
-            with self._bus_errors():
-                self._connection = _connect(self.path)
-            self._lock = threading.Lock()
-            self._process = os.getpid()
+        self._require_process()
         with self._lock, self._bus_errors():
             self._require_open()
             yield self._connection
+
+    def _require_process(self) -> None:
+        """After a fork: a connection, a lock and a watch of this process's own."""
+        if self._process == os.getpid():
+            return
+        _INHERITED.extend((self._connection, self._watch))
+        with self._bus_errors():
+            self._connection = _connect(self.path)
+        self._lock = threading.Lock()
+        self._watch = self._new_watch()
+        self._process = os.getpid()
+
+    def _new_watch(self) -> Watch:
+        return Watch(lambda: _connect(self.path), POLL_EVERY_S, name="bus-watch")
 
     @contextlib.contextmanager
     def _bus_errors(self) -> Iterator[None]:

@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from sop.core.errors import AlreadyExists, NotFound
 from sop.testing.contracts import require, require_equal, require_raises
-from sop.transport.base import MAX_KEY_LENGTH, ObjectStore
+from sop.transport.base import MAX_KEY_LENGTH, MapsObjects, ObjectStore
 
 OpenStore = Callable[[], ObjectStore]
 """Opens the store under test; empty at the first call, the same place at every further one."""
@@ -31,6 +32,19 @@ BAD_KEYS = (
 """Keys that every store refuses."""
 
 
+def folders_are_named_once_and_in_order(open_store: OpenStore) -> None:
+    """One level, whatever lies below it; an object is no folder."""
+    store = open_store()
+    for key in ("b/2/x", "b/10/x", "b/10/y/z", "b/object", "a/x", "b-c/x", "top"):
+        store.put(key, b"1")
+    require_equal(list(store.folders("b/")), ["10", "2"], "folders of b/")
+    require_equal(list(store.folders("")), ["a", "b", "b-c"], "folders of the root")
+    require_equal(list(store.folders("b/10/")), ["y"], "folders of b/10/")
+    require_equal(list(store.folders("nothing/")), [], "folders of what is not there")
+    for bad in ("b", "/", "../", ".hidden/"):
+        require_raises(ValueError, f"folders({bad!r})", store.folders, bad)
+
+
 def a_stored_object_is_read_back_whole(open_store: OpenStore) -> None:
     """What was put is what is got, from an empty object to all byte values, by any opener."""
     every_byte = bytes(range(256)) * 17
@@ -45,6 +59,20 @@ def a_stored_object_is_read_back_whole(open_store: OpenStore) -> None:
     for key, data in objects.items():
         require_equal(store.get(key), bytes(data), f"get({key!r})")
         require_equal(open_store().get(key), bytes(data), f"get({key!r}) after opening again")
+
+
+def parts_become_one_object(open_store: OpenStore) -> None:
+    """A list of parts is stored one behind the other, whether it has to be durable or not."""
+    store = open_store()
+    parts: list[bytes | memoryview] = [b"one", memoryview(b"-two-")[1:4], b"", memoryview(b"three")]
+    store.put("parts/durable", parts)
+    store.put("parts/passing", parts, durable=False)
+    store.put("parts/none", [])
+    for key, expected in (("durable", b"onetwothree"), ("passing", b"onetwothree"), ("none", b"")):
+        require_equal(open_store().get(f"parts/{key}"), expected, f"get of {key}")
+    require_raises(AlreadyExists, "put of parts over an object", store.put, "parts/none", parts)
+    require_raises(TypeError, "put of text", store.put, "parts/text", ["text"])
+    require_equal(len(list(store.keys("parts/"))), 3, "number of keys")
 
 
 def an_object_is_created_once_and_never_replaced(open_store: OpenStore) -> None:
@@ -164,8 +192,45 @@ def one_of_many_racing_writers_wins(open_store: OpenStore) -> None:
         require(store.get(key) == bytes([winners[0]]) * 200_000, f"{key} is not what its winner wrote")
 
 
+def _map(store: ObjectStore, key: str) -> memoryview:
+    require(isinstance(store, MapsObjects), f"{type(store).__name__} has no method map")
+    return cast("MapsObjects", store).map(key)
+
+
+def a_mapped_object_is_what_get_gives(open_store: OpenStore) -> None:
+    """The same bytes, from an empty object on, by any opener, and nobody can change them through the map."""
+    store = open_store()
+    for number, data in enumerate((b"", b"x", bytes(range(256)) * 100)):
+        store.put(f"mapped/{number}", data)
+        view = _map(open_store(), f"mapped/{number}")
+        require_equal((bytes(view), view.readonly), (data, True), f"map of {len(data)} bytes")
+        require_equal((view.format, view.ndim), ("B", 1), "format of a map")
+
+
+def a_map_outlives_its_object(open_store: OpenStore) -> None:
+    """Deleting the object, as retention does, changes nothing for who has mapped it."""
+    store = open_store()
+    store.put("mapped/old", bytes(range(256)) * 100)
+    part = _map(store, "mapped/old")[1000:]
+    store.delete("mapped/old")
+    store.put("mapped/old", b"new")
+    require_equal(bytes(part), (bytes(range(256)) * 100)[1000:], "a map of a deleted object")
+
+
+def nothing_cannot_be_mapped(open_store: OpenStore) -> None:
+    """A missing object is not found, a bad key is refused."""
+    store = open_store()
+    store.put("mapped/key", b"x")
+    for key in ("mapped", "mapped/other", "mapped/key/below"):
+        require_raises(NotFound, f"map({key!r})", _map, store, key)
+    for key in BAD_KEYS:
+        require_raises(ValueError, f"map({key!r})", _map, store, key)
+
+
 STORE_RULES: Sequence[Callable[[OpenStore], None]] = (
     a_stored_object_is_read_back_whole,
+    folders_are_named_once_and_in_order,
+    parts_become_one_object,
     an_object_is_created_once_and_never_replaced,
     a_span_reads_what_slicing_would,
     a_missing_object_is_not_found,
@@ -177,3 +242,10 @@ STORE_RULES: Sequence[Callable[[OpenStore], None]] = (
     one_of_many_racing_writers_wins,
 )
 """Every rule; parametrize a test with it."""
+
+MAP_RULES: Sequence[Callable[[OpenStore], None]] = (
+    a_mapped_object_is_what_get_gives,
+    a_map_outlives_its_object,
+    nothing_cannot_be_mapped,
+)
+"""Every rule of `MapsObjects`, for stores that have it."""
