@@ -12,10 +12,10 @@ import pytest
 
 from sop.actor import Actor, ActorSettings, EpisodeSpool, SpoolWriter
 from sop.actor.actor import training_seed
-from sop.broadcast import PolicyFacts, Publisher, Subscriber
+from sop.broadcast import PolicyFacts, Publisher, Subscriber, prepare_with
 from sop.core.codec import decode
 from sop.core.embodiment import Observation
-from sop.core.episode import Episode, Outcome
+from sop.core.episode import Episode, Outcome, PolicyTimes
 from sop.core.errors import PolicyRefused
 from sop.core.events import PolicySwapped
 from sop.core.policy import Conditioning, PolicySpec
@@ -83,14 +83,16 @@ class Bench:
 
     def __init__(self, folder: Path, robot: CountingRobot, operator: ScriptedOperator, *, policy: FakePolicy | None):
         self.store, self.bus, self.clock = MemoryStore(), MemoryBus(), FakeClock(tick_ns=1000)
-        self.robot, self.policy = robot, policy
+        self.robot, self.policies = robot, [] if policy is None else [policy]
+        self.made: list[FakePolicy] = []
         self.spool = EpisodeSpool(folder, "episodes", "robot-0")
         self.writer = SpoolWriter(self.spool, lambda _: None)
         self.publisher = Publisher(self.store, self.bus, keep_policies=5)
         self.subscriber: Subscriber | None = None
         if policy is not None:
             self.publish()
-            self.subscriber = Subscriber(self.store, self.bus, TOY_BODY, poll_s=0.01)
+            prepare = prepare_with(self.make_policy)
+            self.subscriber = Subscriber(self.store, self.bus, TOY_BODY, poll_s=0.01, prepare=prepare)
         self.swaps: list[PolicySwapped] = []
         self.actor = Actor(
             ActorSettings(
@@ -109,9 +111,19 @@ class Bench:
             next_sequence=self.spool.next_sequence(),
             clock=self.clock,
             subscriber=self.subscriber,
-            make_policy=lambda _: policy or FakePolicy(TOY_BODY),
             on_swap=self.swaps.append,
         )
+
+    def make_policy(self, _spec: PolicySpec) -> FakePolicy:
+        """The given policy first, then others like it."""
+        self.made.append(self.policies.pop() if self.policies else policy())
+        return self.made[-1]
+
+    def wait_until_staged(self, version: int) -> None:
+        subscriber = self.subscriber
+        assert subscriber is not None
+        with subscriber._changed:
+            assert subscriber._changed.wait_for(lambda: subscriber._current == version, 30)
 
     def publish(self) -> int:
         facts = PolicyFacts(
@@ -191,28 +203,29 @@ def test_a_policy_that_plans_nan_makes_the_robot_hold_and_no_proposal_is_recorde
 
 
 def test_a_policy_is_swapped_between_episodes_only(tmp_path: Path) -> None:
-    plans = policy()
-    published = threading.Event()
 
     def on_step(step: int) -> None:
-        plans.acting = step < 6
-        if step == 2 and not published.is_set():
-            bench.publish()
-            published.set()
-            subscriber = bench.subscriber
-            assert subscriber is not None
-            while subscriber.newest_version != 1:
-                published.wait(0.01)
+        acting = next(made for made in bench.made if made.version == bench.actor.policy_version)
+        acting.acting = step < 6
+        if step == 2:  # in the middle of an episode the next one is loaded, never into the one that acts
+            bench.wait_until_staged(bench.publish())
+            assert acting.version == bench.actor.policy_version
 
-    bench = Bench(tmp_path, CountingRobot(on_step=on_step), ScriptedOperator(), policy=plans)
+    bench = Bench(tmp_path, CountingRobot(on_step=on_step), ScriptedOperator(), policy=policy())
     episodes = bench.run()
-    versions = [episode.policy_version for episode in episodes]
-    assert versions[0] == 0
-    assert versions[-1] == 1
-    assert versions == sorted(versions)
-    assert plans.loaded == [0, 1]
-    assert [swap.version for swap in bench.swaps] == [0, 1]
+    assert [episode.policy_version for episode in episodes] == [0, 1, 2]
+    assert [made.loaded for made in bench.made] == [[0, 2], [1, 3]], "two policies take turns"
+    assert [swap.version for swap in bench.swaps] == [0, 1, 2]
     assert all(swap.published_utc_ns <= swap.staged_utc_ns for swap in bench.swaps)
+    times = {
+        swap.version: PolicyTimes(
+            published_utc_ns=swap.published_utc_ns,
+            staged_utc_ns=swap.staged_utc_ns,
+            swapped_utc_ns=swap.swapped_utc_ns,
+        )
+        for swap in bench.swaps
+    }
+    assert [episode.policy_times for episode in episodes] == [times[version] for version in (0, 1, 2)]
 
 
 def test_steps_keep_the_beat_and_resets_take_their_time(tmp_path: Path) -> None:
@@ -285,28 +298,21 @@ def test_when_the_robot_fails_the_episode_until_then_is_kept_as_aborted(tmp_path
 
 
 def test_a_policy_that_cannot_be_loaded_is_refused_and_the_old_one_acts_on(tmp_path: Path) -> None:
-    plans = policy()
-    load, refused = plans.load, threading.Event()
-
-    def refuse_the_second(weights: Any, version: int) -> None:
-        if version == 1:
-            refused.set()
-            raise PolicyRefused("w has shape (2,), this policy has (1,)")
-        load(weights, version)
-
-    plans.load = refuse_the_second  # type: ignore[method-assign]
+    def refuse(weights: Any, version: int) -> None:
+        raise PolicyRefused("w has shape (2,), this policy has (1,)")
 
     def on_step(step: int) -> None:
+        subscriber = bench.subscriber
+        assert subscriber is not None
         if step == 2 and bench.publisher.last_published == 0:
+            bench.policies.append(policy())
+            bench.policies[0].load = refuse  # type: ignore[method-assign]
             bench.publish()
-            subscriber = bench.subscriber
-            assert subscriber is not None
-            while subscriber.newest_version != 1:
-                refused.wait(0.01)
+            with subscriber._changed:
+                assert subscriber._changed.wait_for(lambda: 1 in subscriber._refusals, 30)
 
-    bench = Bench(tmp_path, CountingRobot(on_step=on_step), ScriptedOperator(), policy=plans)
+    bench = Bench(tmp_path, CountingRobot(on_step=on_step), ScriptedOperator(), policy=policy())
     episodes = bench.run()
-    assert refused.is_set()
     assert {episode.policy_version for episode in episodes} == {0}
-    assert bench.actor.refusal == "cannot run policy 1: w has shape (2,), this policy has (1,)"
+    assert bench.actor.refusal == "policy 1: it cannot be run here: w has shape (2,), this policy has (1,)"
     assert [swap.version for swap in bench.swaps] == [0]

@@ -1,6 +1,7 @@
 """The parts of the actor: gate, playback, recorder, spool, uploader."""
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -218,6 +219,7 @@ def test_the_uploader_stores_then_announces_then_forgets(tmp_path: Path) -> None
     assert sorted(store.keys("")) == keys
     events = [decode_event(data, EpisodeCommitted) for _, data in bus.poll(TOPIC_EPISODES, None, 0)]
     assert [event.key for event in events] == keys
+    assert all(event.spooled_utc_ns is not None for event in events)
     assert next_stored_sequence(store, "episodes", "robot-0") == 2
     assert next_stored_sequence(store, "episodes", "robot-1") == 0
 
@@ -239,6 +241,17 @@ def test_an_upload_killed_anywhere_ends_with_one_copy_and_one_event(tmp_path: Pa
     assert content_hash(store.get(key)) == EpisodeKey.parse(key).episode_id
     assert len(bus.poll(TOPIC_EPISODES, None, 0)) == 1
     assert spool.pending() == []
+
+
+def test_the_announcement_says_since_when_an_episode_was_on_disk_also_after_a_restart(tmp_path: Path) -> None:
+    key = str(EpisodeSpool(tmp_path, "episodes", "robot-0").commit(make_episode()))
+    spooled_utc_ns = 1_700_000_001_500_000_000
+    os.utime(tmp_path / key.rsplit("/", 1)[1], ns=(0, spooled_utc_ns))
+    spool, bus = EpisodeSpool(tmp_path, "episodes", "robot-0"), MemoryBus()
+    Uploader(spool, MemoryStore(), bus, FakeClock()).upload_pending()
+    (event,) = (decode_event(data, EpisodeCommitted) for _, data in bus.poll(TOPIC_EPISODES, None, 0))
+    assert event.spooled_utc_ns == spooled_utc_ns
+    assert spool.spooled_utc_ns(key) is None
 
 
 def test_other_bytes_under_the_same_key_are_never_taken_for_ours(tmp_path: Path) -> None:

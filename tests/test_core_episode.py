@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sop.core.codec import EncodedEpisode, content_hash, decode, encode
-from sop.core.episode import Intervention, Outcome, human_runs
+from sop.core.episode import Intervention, Outcome, PolicyTimes, human_runs
 from sop.core.errors import InvalidRecord
 from sop.core.layout import EpisodeKey
 from sop.testing.episodes import make_episode
@@ -68,12 +68,14 @@ def test_human_runs_are_maximal_and_ordered() -> None:
 
 
 def test_every_field_survives_the_codec() -> None:
-    episode = make_episode("pphhp", outcome=Outcome.FAILURE, truncated=True, sequence=7, instruction="öffne die Tür")
+    times = PolicyTimes(published_utc_ns=1, staged_utc_ns=2, swapped_utc_ns=3)
+    changes = {"outcome": Outcome.FAILURE, "truncated": True, "sequence": 7, "policy_times": times}
+    episode = make_episode("pphhp", instruction="öffne die Tür", **changes)
     again = decode(encode(episode))
     for name in ("state", "action", "policy_action", "proposed", "controller", "monotonic_ns"):
         np.testing.assert_array_equal(getattr(again, name), getattr(episode, name))
         assert getattr(again, name).dtype == getattr(episode, name).dtype
-    for name in ("outcome", "truncated", "sequence", "instruction", "interventions", "policy_version", "task"):
+    for name in (*changes, "instruction", "interventions", "policy_version", "task"):
         assert getattr(again, name) == getattr(episode, name)
     difference = again.images["front"].astype(int) - episode.images["front"].astype(int)
     assert np.abs(difference).max() <= 2

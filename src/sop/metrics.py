@@ -6,7 +6,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -57,7 +57,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, float]]:
             continue
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
+def percentile(values: Collection[float], percent: float) -> float:
     """Percentile by linear interpolation between closest ranks; nan of nothing."""
     if not values:
         return math.nan

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import gymnasium
@@ -14,13 +14,13 @@ from sop.actor.lifecycle import ActorState, move
 from sop.actor.recorder import EpisodeRecorder
 from sop.actor.safety import SafetyGate
 from sop.actor.spool import SpoolWriter
-from sop.broadcast import StagedPolicy, Subscriber
+from sop.broadcast import Subscriber
 from sop.core.clock import Clock
 from sop.core.embodiment import Embodiment, Observation
-from sop.core.episode import Outcome
-from sop.core.errors import SopError
+from sop.core.episode import Outcome, PolicyTimes
+from sop.core.errors import RunError
 from sop.core.events import PolicySwapped
-from sop.core.policy import Policy, PolicySpec
+from sop.core.policy import Policy
 from sop.operators import Operator
 
 _log = logging.getLogger(__name__)
@@ -80,8 +80,7 @@ class Actor:
         writer: takes finished episodes.
         next_sequence: number of the first episode.
         clock: paces the control loop and stamps steps.
-        subscriber: stages policies; None when no policy is used (demonstrations).
-        make_policy: builds a policy from its spec when the first one, or another kind, arrives.
+        subscriber: stages policies ready to act (it has `prepare`); None when no policy is used (demonstrations).
         on_swap: told of every swap; must not block.
     """
 
@@ -96,7 +95,6 @@ class Actor:
         next_sequence: int,
         clock: Clock,
         subscriber: Subscriber | None,
-        make_policy: Callable[[PolicySpec], Policy],
         on_swap: Callable[[PolicySwapped], None] = lambda _: None,
     ) -> None:
         self.settings = settings
@@ -107,7 +105,6 @@ class Actor:
         self._sequence = next_sequence
         self._clock = clock
         self._subscriber = subscriber
-        self._make_policy = make_policy
         self._on_swap = on_swap
         self._gate = SafetyGate(embodiment)
         self._recorder = EpisodeRecorder(settings.actor_id, embodiment, clock)
@@ -116,13 +113,19 @@ class Actor:
         self._state = ActorState.STARTING
         self._deadline_ns = 0
         self._instruction = ""
+        self._policy_times: PolicyTimes | None = None
         self._read: set[str] = set()
         self.counts = ActorCounts()
         self.task = ""
         self.problem = ""
         """Why the robot holds; empty while it works."""
-        self.refusal = ""
-        """Why the last staged policy could not be loaded; empty when it could."""
+
+    @property
+    def refusal(self) -> str:
+        """Why a policy newer than the acting one was refused; empty when none was."""
+        refusals = {} if self._subscriber is None else self._subscriber.refusals
+        newest = max(refusals, default=-1)
+        return refusals[newest] if newest > (-1 if self.policy_version is None else self.policy_version) else ""
 
     @property
     def state(self) -> ActorState:
@@ -163,30 +166,25 @@ class Actor:
         return self._policy is not None
 
     def _swap_if_staged(self) -> None:
-        """Exchange policies; called between two episodes only, so an episode has one version."""
-        staged = None if self._subscriber is None else self._subscriber.take()
+        """Exchange policies; called between two episodes only, so an episode has one version.
+
+        Two pointers: the staged policy is loaded already, the one that acted until now is loaded next.
+        """
+        staged = None if self._subscriber is None else self._subscriber.take(self._policy)
         if staged is None:
             return
-        try:
-            same = self._policy is not None and self._policy.spec == staged.manifest.spec
-            policy = self._policy if same and self._policy else self._make_policy(staged.manifest.spec)
-            policy.load(staged.weights, staged.manifest.version)
-        except (SopError, ValueError) as error:
-            self.refusal = f"cannot run policy {staged.version}: {error}"
-            _log.error("%s %s; it keeps %s", self.settings.actor_id, self.refusal, self.policy_version)
-            return
-        self.refusal = ""
-        self._policy = policy
-        self._playback = ChunkPlayback(policy, staged.manifest.conditioning)
-        self._on_swap(self._swapped(staged))
-
-    def _swapped(self, staged: StagedPolicy) -> PolicySwapped:
-        return PolicySwapped(
-            actor_id=self.settings.actor_id,
-            version=staged.manifest.version,
-            published_utc_ns=staged.published_utc_ns,
+        if staged.policy is None:
+            raise RunError(f"policy {staged.version} is staged, but not loaded: make the subscriber with `prepare`")
+        self._policy = staged.policy
+        self._playback = ChunkPlayback(staged.policy, staged.manifest.conditioning)
+        self._read.clear()  # the sentences that the other policy has read
+        self._policy_times = PolicyTimes(
+            published_utc_ns=staged.manifest.created_utc_ns,
             staged_utc_ns=staged.staged_utc_ns,
             swapped_utc_ns=self._clock.utc_ns(),
+        )
+        self._on_swap(
+            PolicySwapped(actor_id=self.settings.actor_id, version=staged.version, **asdict(self._policy_times))
         )
 
     def _must_hold(self) -> str:
@@ -224,7 +222,7 @@ class Actor:
                 self._read.add(instruction)
             self._policy.reset(seed)
             self._playback.drop()
-        self._recorder.begin(self.task, instruction, self.policy_version)
+        self._recorder.begin(self.task, instruction, self.policy_version, self._policy_times)
         self._instruction = instruction
         self._deadline_ns = self._clock.monotonic_ns()
         return observation

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from sop.core.clock import Clock
 from sop.core.embodiment import Embodiment, Observation
-from sop.core.episode import Controller, Episode, Intervention, Outcome
+from sop.core.episode import Controller, Episode, Intervention, Outcome, PolicyTimes
 
 
 class EpisodeRecorder:
@@ -23,11 +23,14 @@ class EpisodeRecorder:
         self._clock = clock
         self.begin("", "", None)
 
-    def begin(self, task: str, instruction: str, policy_version: int | None) -> None:
+    def begin(
+        self, task: str, instruction: str, policy_version: int | None, policy_times: PolicyTimes | None = None
+    ) -> None:
         """Start an episode; what was recorded before and not closed is forgotten."""
         self._task = task
         self._instruction = instruction
         self._policy_version = policy_version
+        self._policy_times = policy_times
         self._images: dict[str, list[npt.NDArray[np.uint8]]] = {camera: [] for camera in self._embodiment.cameras}
         self._states: list[npt.NDArray[np.float32]] = []
         self._actions: list[npt.NDArray[np.float32]] = []
@@ -102,4 +105,5 @@ class EpisodeRecorder:
             outcome=outcome,
             truncated=truncated,
             interventions=tuple(self._interventions),
+            policy_times=self._policy_times,
         )

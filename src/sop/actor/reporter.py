@@ -3,7 +3,7 @@
 import logging
 import queue
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sop.core.clock import Clock
 from sop.core.errors import StoreUnavailable
@@ -11,12 +11,52 @@ from sop.core.events import TOPIC_ACTORS, ActorReported, PolicySwapped, encode_e
 from sop.transport import EventBus
 
 if TYPE_CHECKING:
-    from sop.actor.actor import Actor
+    from sop.actor.actor import ActorCounts, ActorSettings
+    from sop.actor.lifecycle import ActorState
     from sop.actor.spool import EpisodeSpool
     from sop.actor.uploader import Uploader
     from sop.broadcast import Subscriber
 
 _log = logging.getLogger(__name__)
+
+
+class Reported(Protocol):
+    """What a report tells of an actor; read from the reporter's thread while the actor works."""
+
+    @property
+    def settings(self) -> "ActorSettings":
+        """Whose report it is."""
+        ...
+
+    @property
+    def counts(self) -> "ActorCounts":
+        """What it has done."""
+        ...
+
+    @property
+    def state(self) -> "ActorState":
+        """What it does now."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """What it works on; empty before the first episode."""
+        ...
+
+    @property
+    def policy_version(self) -> int | None:
+        """The version that acts."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why it holds; empty while it works."""
+        ...
+
+    @property
+    def refusal(self) -> str:
+        """Why the last policy could not be loaded; empty when it could."""
+        ...
 
 
 class ActorReporter:
@@ -42,7 +82,7 @@ class ActorReporter:
         self._swaps.put(event)
 
     def start(
-        self, actor: "Actor", spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
+        self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
     ) -> None:
         """Begin to report on this actor."""
         arguments = (actor, spool, uploader, subscriber)
@@ -56,7 +96,7 @@ class ActorReporter:
             self._thread.join()
 
     def _loop(
-        self, actor: "Actor", spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
+        self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
     ) -> None:
         sent = 0
         going_on = True
@@ -78,7 +118,7 @@ class ActorReporter:
                 _log.warning("a report was dropped: %s", error)
 
     def _report(
-        self, actor: "Actor", spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
+        self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
     ) -> ActorReported:
         counts = actor.counts
         refusals = {} if subscriber is None else subscriber.refusals

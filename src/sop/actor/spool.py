@@ -1,6 +1,7 @@
 """The spool: episodes on the robot's own disk, from their end until the store has them.
 
-    <folder>/00000017-00123-<hash>.arrow     waits for upload; appears whole (fsync, rename) or not at all
+    <folder>/00000017-00123-<hash>.arrow     waits for upload; appears whole (fsync, rename) or not at all;
+                                             its modification time says since when it is durable
     <folder>/journal                          one line per recorded episode: its key; never shrinks
 
 The journal remembers the last sequence number when everything is uploaded, and is what an auditor compares
@@ -86,6 +87,7 @@ class EpisodeSpool:
         try:
             with self._lock:  # an episode is not sent before the journal knows it
                 _write_durably(path, data)
+                os.utime(path)  # durable since now: `spooled_utc_ns`
                 self._append_journal(str(key))
         except OSError as error:
             path.unlink(missing_ok=True)
@@ -99,6 +101,14 @@ class EpisodeSpool:
         with self._lock:
             names = sorted(path.name for path in self._folder.glob("*.arrow"))
         return [f"{self._store_folder}/{self._actor_id}/{name}" for name in names]
+
+    def spooled_utc_ns(self, key: str) -> int | None:
+        """When a waiting episode was durable on this disk, UTC nanoseconds, exact to some milliseconds; known after a
+        restart too (of an episode that a crash kept out of the journal: when it was written). None when it is gone."""
+        try:
+            return self._path(key).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
 
     def read(self, key: str) -> bytes:
         """Bytes of a waiting episode.

@@ -11,6 +11,7 @@ Killed anywhere, it starts again at the same episode, and nothing is lost or dou
 import logging
 import random
 import threading
+import time
 
 from sop.actor.spool import EpisodeSpool
 from sop.core.clock import Clock
@@ -19,7 +20,7 @@ from sop.core.errors import AlreadyExists, InvalidRecord, StoreUnavailable
 from sop.core.events import TOPIC_EPISODES, EpisodeCommitted, encode_event
 from sop.core.layout import EpisodeKey
 from sop.transport import EventBus, ObjectStore
-from sop.transport.retry import Backoff
+from sop.transport.retry import Backoff, retrying
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Uploader:
             _log.exception("uploader stopped")
 
     def _upload(self, key: str) -> None:
-        data = self._spool.read(key)
+        data, spooled_utc_ns = self._spool.read(key), self._spool.spooled_utc_ns(key)
         try:
             self._store.put(key, data)
         except AlreadyExists:
@@ -123,6 +124,7 @@ class Uploader:
             key=key,
             outcome=header.outcome,
             ended_utc_ns=header.end_utc_ns,
+            spooled_utc_ns=spooled_utc_ns,
             committed_utc_ns=self._clock.utc_ns(),
         )
         try:
@@ -133,8 +135,17 @@ class Uploader:
 
 
 def next_stored_sequence(store: ObjectStore, folder: str, actor_id: str) -> int:
-    """The sequence number after the last one that the store has of an actor: for a robot with a new disk."""
-    last = None
-    for last in store.keys(f"{folder}/{actor_id}/"):  # noqa: B007 - the last one counts
-        pass
+    """The sequence number after the last one that the store has of an actor: for a robot with a new disk. Blocks.
+
+    Raises:
+        StoreUnavailable: the store stayed away for some ten seconds.
+    """
+
+    def last_key() -> str | None:
+        last = None
+        for last in store.keys(f"{folder}/{actor_id}/"):  # noqa: B007 - the last one counts
+            pass
+        return last
+
+    last = retrying(last_key, attempts=8, backoff=Backoff(random.Random()), pause=time.sleep)
     return 0 if last is None else EpisodeKey.parse(last).sequence + 1

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import simplejpeg
 
-from sop.core.episode import SCHEMA_VERSION, Episode, Intervention, Outcome
+from sop.core.episode import SCHEMA_VERSION, Episode, Intervention, Outcome, PolicyTimes
 from sop.core.errors import InvalidRecord
 
 JPEG_QUALITY = 95
@@ -46,6 +46,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     outcome: Outcome
     truncated: bool
     interventions: tuple[Intervention, ...]
+    policy_times: PolicyTimes | None = None
 
 
 def content_hash(data: bytes | memoryview) -> str:
@@ -88,19 +89,25 @@ def decode(data: bytes) -> Episode:
 class EncodedEpisode:
     """An episode that stays encoded: columns without a copy, frames decoded one at a time.
 
+    Views into the bytes are made once and kept, so a row costs an index and a frame costs its decoding. Every
+    access checks its own bounds: bytes that changed since they were checked give an error, never a crash.
+
     Args:
-        data: the stored bytes; kept as long as this object lives.
+        data: the stored bytes, or a read-only view of them (a mapped file); kept as long as this object lives.
         trusted: the bytes passed `decode` before; skips the full validation of the Arrow buffers.
 
     Raises:
         InvalidRecord: the container or its header cannot be read.
     """
 
-    def __init__(self, data: bytes, *, trusted: bool = True) -> None:
+    def __init__(self, data: bytes | memoryview, *, trusted: bool = True) -> None:
         if len(data) > MAX_EPISODE_BYTES:
             raise InvalidRecord("episode", f"{len(data)} bytes, at most {MAX_EPISODE_BYTES} are accepted")
+        self.data = data
         self.num_bytes = len(data)
         self._batch = _read_container(data, trusted)
+        self._columns: dict[str, npt.NDArray[Any]] = {}
+        self._tables: dict[str, tuple[npt.NDArray[np.int64], memoryview]] = {}
         self.header = _read_header(self._batch.schema.metadata)
         names = self._batch.schema.names
         self.cameras = tuple(name.removeprefix(_IMAGE) for name in names if name.startswith(_IMAGE))
@@ -144,50 +151,114 @@ class EncodedEpisode:
         return self.header.policy_version
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """A per-step field of `Episode` as a read-only array [T] or [T, n]."""
-        column = self._batch.column(name)
-        if column.null_count:
-            raise InvalidRecord(name, "holds empty cells")
-        if pa.types.is_fixed_size_list(column.type):
-            if column.values.null_count:
-                raise InvalidRecord(name, "holds empty cells")
-            width = column.type.list_size
-            flat = column.flatten().to_numpy(zero_copy_only=False)
-            return np.asarray(flat.reshape(len(column), width))
-        if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
-            raise InvalidRecord(name, f"unexpected column type {column.type}")
-        return np.asarray(column.to_numpy(zero_copy_only=False))
+        """A per-step field of `Episode` as a read-only array [T] or [T, n]; converted at the first call, then kept.
+
+        Raises:
+            InvalidRecord: cells are empty, or the column is of another type.
+        """
+        if name not in self._columns:
+            self._columns[name] = _array(name, self._batch.column(name))
+        return self._columns[name]
+
+    def jpeg(self, camera: str, step: int) -> memoryview:
+        """The encoded image as it is stored; no copy.
+
+        Raises:
+            InvalidRecord: no such camera or step, or the place of the image lies outside of the file.
+        """
+        field = f"images.{camera}"
+        if not 0 <= step < self.num_steps:
+            raise InvalidRecord(field, f"no such step, the episode has {self.num_steps}", step=step)
+        if camera not in self._tables:
+            if camera not in self.cameras:
+                raise InvalidRecord(field, f"no such camera, the episode has {self.cameras}")
+            self._tables[camera] = _frame_table(field, self._batch.column(_IMAGE + camera))
+        offsets, values = self._tables[camera]
+        start, stop = int(offsets[step]), int(offsets[step + 1])
+        if not 0 <= start < stop <= len(values):
+            raise InvalidRecord(field, f"bytes {start} to {stop} of {len(values)} are no image", step=step)
+        return values[start:stop]
+
+    def frame_size(self, camera: str, step: int) -> tuple[int, int]:
+        """Height and width of an image in pixels, from its header.
+
+        Raises:
+            InvalidRecord: no such camera or step, or the bytes are not a JPEG of an acceptable size.
+        """
+        field, raw = f"images.{camera}", self.jpeg(camera, step)
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(raw)
+        except (ValueError, TypeError) as error:
+            raise InvalidRecord(field, f"not a readable JPEG ({error})", step=step) from error
+        if height * width > MAX_FRAME_PIXELS:
+            raise InvalidRecord(field, f"{height} x {width} pixels are too many", step=step)
+        return int(height), int(width)
+
+    def frame_into(self, camera: str, step: int, out: npt.NDArray[np.uint8]) -> None:
+        """Decode one image into `out` [h, w, 3], C-contiguous. Nothing is allocated, whatever the bytes say.
+
+        Raises:
+            InvalidRecord: no such camera or step, not a JPEG, or an image of another size than `out`.
+        """
+        field, raw = f"images.{camera}", self.jpeg(camera, step)
+        try:
+            found = simplejpeg.decode_jpeg(raw, colorspace="RGB", buffer=out).shape
+        except (ValueError, TypeError) as error:
+            found = (*self.frame_size(camera, step), 3)
+            if found == out.shape:
+                raise InvalidRecord(field, f"not a readable JPEG ({error})", step=step) from error
+        if found != out.shape:
+            raise InvalidRecord(field, f"{found} where {out.shape} is expected", step=step)
 
     def frame(self, camera: str, step: int) -> npt.NDArray[np.uint8]:
         """One image [h, w, 3], decoded now.
 
         Raises:
-            InvalidRecord: no such camera, or the frame's bytes are not a JPEG of an acceptable size.
+            InvalidRecord: no such camera or step, or the bytes are not a JPEG of an acceptable size.
         """
-        field = f"images.{camera}"
-        if camera not in self.cameras:
-            raise InvalidRecord(field, f"no such camera, the episode has {self.cameras}")
-        raw = self._batch.column(_IMAGE + camera)[step].as_py()
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(raw)
-            if height * width > MAX_FRAME_PIXELS:
-                raise InvalidRecord(field, f"{height} x {width} pixels are too many", step=step)
-            return np.asarray(simplejpeg.decode_jpeg(raw, colorspace="RGB"), dtype=np.uint8)
-        except (ValueError, TypeError) as error:
-            raise InvalidRecord(field, f"not a readable JPEG ({error})", step=step) from error
+        image = np.empty((*self.frame_size(camera, step), 3), np.uint8)
+        self.frame_into(camera, step, image)
+        return image
 
     def frames(self, camera: str) -> npt.NDArray[np.uint8]:
         """All images of a camera, [T, h, w, 3]."""
         if not self.num_steps:
             raise InvalidRecord(f"images.{camera}", "an episode needs at least one step")
-        first = self.frame(camera, 0)
-        frames = np.empty((self.num_steps, *first.shape), np.uint8)
-        for step in range(self.num_steps):
-            frame = self.frame(camera, step)
-            if frame.shape != first.shape:
-                raise InvalidRecord(f"images.{camera}", f"{frame.shape} after {first.shape}", step=step)
-            frames[step] = frame
+        frames = np.empty((self.num_steps, *self.frame_size(camera, 0), 3), np.uint8)
+        for step, frame in enumerate(frames):
+            self.frame_into(camera, step, frame)
         return frames
+
+
+def _array(name: str, column: pa.Array) -> npt.NDArray[Any]:
+    is_list = pa.types.is_fixed_size_list(column.type)
+    if column.null_count or (is_list and column.values.null_count):
+        raise InvalidRecord(name, "holds empty cells")
+    try:
+        if is_list:
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            return np.asarray(flat.reshape(len(column), column.type.list_size))
+        if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
+            return np.asarray(column.to_numpy(zero_copy_only=False))
+    except (pa.ArrowException, ValueError) as error:
+        raise InvalidRecord(name, f"not readable ({error})") from error
+    raise InvalidRecord(name, f"unexpected column type {column.type}")
+
+
+def _frame_table(field: str, column: pa.Array) -> tuple[npt.NDArray[np.int64], memoryview]:
+    """Where each image begins and ends, [T + 1], and the bytes of all images."""
+    if column.null_count:
+        raise InvalidRecord(field, "holds empty cells")
+    widths = {pa.binary(): np.int32, pa.large_binary(): np.int64}
+    if column.type not in widths:
+        raise InvalidRecord(field, f"unexpected column type {column.type}")
+    _, offsets, values = column.buffers()
+    if offsets is None or values is None:
+        raise InvalidRecord(field, "holds no images")
+    dtype, count = np.dtype(widths[column.type]), column.offset + len(column) + 1
+    if offsets.size < count * dtype.itemsize:
+        raise InvalidRecord(field, "the table of images is cut off")
+    return np.frombuffer(offsets, dtype, count)[column.offset :].astype(np.int64), memoryview(values).cast("B")
 
 
 def _column(values: npt.NDArray[Any]) -> pa.Array:
@@ -197,14 +268,14 @@ def _column(values: npt.NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def _read_container(data: bytes, trusted: bool) -> pa.RecordBatch:
+def _read_container(data: bytes | memoryview, trusted: bool) -> pa.RecordBatch:
     try:
         with pa.ipc.open_file(pa.BufferReader(data)) as reader:
             if reader.num_record_batches != 1:
                 raise InvalidRecord("episode", f"one record batch expected, got {reader.num_record_batches}")
             batch = reader.get_batch(0)
-        if not trusted:
-            batch.validate(full=True)
+        batch.validate(full=not trusted)
+        _ = batch.schema.names  # decoded when asked for: names that are no text fail here
     except (pa.ArrowInvalid, pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise InvalidRecord("episode", f"not a readable Arrow file ({error})") from error
     if any(isinstance(column_type, pa.BaseExtensionType) for column_type in batch.schema.types):
@@ -221,5 +292,5 @@ def _read_header(metadata: Mapping[bytes, bytes] | None) -> Header:
         if version != SCHEMA_VERSION:
             raise InvalidRecord("schema_version", f"this program reads {SCHEMA_VERSION}, got {version}")
         return msgspec.json.decode(raw, type=Header)
-    except (msgspec.DecodeError, AttributeError) as error:
+    except (msgspec.DecodeError, AttributeError, UnicodeDecodeError) as error:
         raise InvalidRecord("header", str(error)) from error

@@ -51,6 +51,18 @@ class Intervention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyTimes:
+    """How the acting policy came to the robot: UTC nanoseconds, each by the clock of the machine where it happened."""
+
+    published_utc_ns: int
+    """The learner handed the weights over to be published (the learner's clock)."""
+    staged_utc_ns: int
+    """The robot had verified it."""
+    swapped_utc_ns: int
+    """The robot began to act with it, perhaps many episodes ago."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
     """One attempt, from reset to end. Checked on construction; arrays are made read-only.
 
@@ -97,6 +109,8 @@ class Episode:
     """The episode ran out of time."""
     interventions: tuple[Intervention, ...] = ()
     """One entry per maximal run of HUMAN steps, in order."""
+    policy_times: PolicyTimes | None = None
+    """How `policy_version` came to the robot; None for demonstrations."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

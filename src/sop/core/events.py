@@ -28,6 +28,8 @@ class EpisodeCommitted(Event, frozen=True, kw_only=True, tag=True):
     """`Outcome` of the episode."""
     ended_utc_ns: int
     """When the robot finished the episode."""
+    spooled_utc_ns: int | None = None
+    """When it was durable on the robot's disk; None when the robot does not know any more."""
     committed_utc_ns: int
     """When the store had it."""
 
@@ -46,6 +48,7 @@ class PolicySwapped(Event, frozen=True, kw_only=True, tag=True):
     actor_id: str
     version: int
     published_utc_ns: int
+    """When the learner handed the weights over to be published: `PolicyTimes.published_utc_ns`."""
     staged_utc_ns: int
     swapped_utc_ns: int
 

@@ -6,11 +6,17 @@ Shapes: B windows, H steps per window (the action horizon), T steps per episode,
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Any
 
+import blake3
 import numpy as np
 import numpy.typing as npt
 
 from sop.core.errors import InvalidRecord
+
+HASHED_ROW_STRIDE = 16
+"""Of every image the rows 0, 16, 32, ... go into a batch's hash: 0.7 % of making the batch, all rows cost 5 to 10 %.
+Another frame, order, decoder or shape changes them just as well."""
 
 
 class Source(IntEnum):
@@ -90,6 +96,36 @@ class Batch:
     """[B] version that acted, -1 for demonstrations."""
     advantage_indicator: npt.NDArray[np.int8] | None = None
     """[B] indicator at each window's first step, None when the algorithm gives none."""
+    content_hash: str = ""
+    """`batch_hash` of all other fields, set by the batch loader; empty for a batch that was made by hand."""
 
     def __len__(self) -> int:
         return len(self.windows)
+
+
+def batch_hash(batch: Batch) -> str:
+    """32 hexadecimal digits of BLAKE3 that prove that two batches hold the same: what a replay compares.
+
+    Covers, in this order: start, task and source of the windows (not the row of their episode, which is another one
+    in another index), every camera in alphabetical order (rows 0, 16, 32, ... of each image), state, action, loss
+    weights, policy versions, indicators, instructions; each array with its name, dtype and shape. Does not depend
+    on memory layout or on `content_hash`.
+    """
+    hasher = blake3.blake3()
+
+    def add(name: str, array: npt.NDArray[Any] | None, rows: int = 1) -> None:
+        if array is None:
+            hasher.update(f"{name}|none|".encode())
+            return
+        hasher.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        hasher.update((array[:, ::rows] if rows > 1 else array).tobytes())
+
+    for name in ("start", "task", "source"):
+        add(f"windows.{name}", getattr(batch.windows, name))
+    for camera in sorted(batch.images):
+        add(f"images.{camera}", batch.images[camera], HASHED_ROW_STRIDE)
+    for name in ("state", "action", "loss_weight", "policy_version", "advantage_indicator"):
+        add(name, getattr(batch, name))
+    texts = "".join(batch.instruction)
+    hasher.update(f"instruction|{[len(text) for text in batch.instruction]}|{texts}".encode())
+    return str(hasher.hexdigest(length=16))

@@ -3,9 +3,10 @@
     run.json                                         created once
     episodes/<actor_id>/<sequence>-<steps>-<hash>.arrow          online buffer
     demonstrations/<actor_id>/<sequence>-<steps>-<hash>.arrow    offline buffer
-    policies/<version>/weights.safetensors, manifest.json        manifest last
+    policies/<version>/weights.safetensors, lineage.arrow.zst, manifest.json        manifest last
     checkpoints/<learner_step>/...                               state.json last
     evaluations/<version>/<name>.json
+    index/<labels id>/<first row>-<rows>-<hash>.arrow           rows of the learner's index; checkpoints name them
     quarantine/<key of the bad episode>.json         why it was refused
 
 Numbers are zero-padded so that the order of keys is the order of numbers. The key of an episode carries
@@ -24,13 +25,17 @@ DEMONSTRATIONS = "demonstrations"
 POLICIES = "policies"
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
+INDEX = "index"
 QUARANTINE = "quarantine"
 LAB_ACTOR = "lab-"
 """Actor ids with this prefix recorded the demonstrations that were there before the fleet started."""
 
 _EPISODE_KEY = re.compile(
     rf"(?P<folder>{EPISODES}|{DEMONSTRATIONS})/(?P<actor_id>{ACTOR_ID})/"
-    r"(?P<sequence>\d{8})-(?P<steps>\d{5,})-(?P<hash>[0-9a-f]{32})\.arrow"
+    r"(?P<sequence>[0-9]{8})-(?P<steps>[0-9]{5,9})-(?P<hash>[0-9a-f]{32})\.arrow"
+)
+_SEGMENT_KEY = re.compile(
+    rf"{INDEX}/(?P<labels>[0-9a-f]{{32}})/(?P<first>[0-9]{{10}})-(?P<count>[0-9]{{5}})-(?P<hash>[0-9a-f]{{32}})\.arrow"
 )
 
 
@@ -62,6 +67,40 @@ class EpisodeKey:
         return cls(match["folder"], match["actor_id"], int(match["sequence"]), int(match["steps"]), match["hash"])
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentKey:
+    """What the key of a segment of the index says. `str(key)` is the key; `SegmentKey.parse` is its inverse."""
+
+    labels: str
+    """What the window starts depend on: 32 hexadecimal digits."""
+    first: int
+    """Its first row."""
+    count: int
+    """Its number of rows."""
+    content_hash: str
+    """32 hexadecimal digits."""
+
+    def __str__(self) -> str:
+        return f"{INDEX}/{self.labels}/{self.first:010d}-{self.count:05d}-{self.content_hash}.arrow"
+
+    @classmethod
+    def parse(cls, key: str) -> "SegmentKey":
+        """Read a key.
+
+        Raises:
+            InvalidRecord: the text is not the key of a segment.
+        """
+        match = _SEGMENT_KEY.fullmatch(key)
+        if match is None:
+            raise InvalidRecord("key", f"not the key of a segment of the index: {key!r}")
+        return cls(match["labels"], int(match["first"]), int(match["count"]), match["hash"])
+
+
+def from_lab(key: str) -> bool:
+    """Whether the episode under a key belongs to the demonstrations that were there before the fleet started."""
+    return key.split("/")[1].startswith(LAB_ACTOR)
+
+
 def policy_folder(version: int) -> str:
     """Folder of a published policy."""
     return f"{POLICIES}/{version:08d}"
@@ -75,6 +114,11 @@ def policy_manifest(version: int) -> str:
 def policy_weights(version: int) -> str:
     """Key of a published policy's tensors."""
     return f"{policy_folder(version)}/weights.safetensors"
+
+
+def policy_lineage(version: int) -> str:
+    """Key of what a published policy learned since its parent."""
+    return f"{policy_folder(version)}/lineage.arrow.zst"
 
 
 def checkpoint_folder(learner_step: int) -> str:
