@@ -10,13 +10,14 @@ import numpy as np
 
 from sop.broadcast import Subscriber
 from sop.broadcast.manifest import FileEntry, PolicyFacts, PolicyManifest
-from sop.broadcast.weights import encode_weights
+from sop.broadcast.weights import describe, encode_full, open_full, travelling, verify
 from sop.core import layout
 from sop.core.codec import content_hash
 from sop.core.embodiment import Embodiment
 from sop.core.events import TOPIC_POLICIES, PolicyPublished, encode_event
 from sop.core.policy import Conditioning, PolicySpec, Weights
 from sop.testing.memory import MemoryBus, MemoryStore
+from sop.transport import ObjectStore
 
 PATIENCE_S = 30.0
 """Upper bound of waits that end as soon as what they wait for has happened."""
@@ -66,12 +67,29 @@ def facts(step: int = 0, embodiment: Embodiment = ROBOT) -> PolicyFacts:
 
 def policy(version: int, tensors: Weights | None = None, **changes: Any) -> tuple[PolicyManifest, bytes]:
     """(manifest, weights file) of a version as the publisher makes them, with changed fields of the manifest."""
-    data, entries = encode_weights(weights(version) if tensors is None else tensors)
-    file = FileEntry(layout.policy_weights(version), len(data), content_hash(data))
+    arrays = travelling(weights(version) if tensors is None else tensors)
+    full, entries = encode_full(arrays), describe(arrays)
+    data = b"".join(full.parts)
+    file = FileEntry(layout.policy_weights(version), full.num_bytes, full.hash)
     fields: dict[str, Any] = {name: getattr(facts(version), name) for name in PolicyFacts.__dataclass_fields__}
     fields |= {"version": version, "parent_version": None, "created_utc_ns": 1000 + version}
     fields |= {"files": (file,), "tensors": entries}
-    return PolicyManifest(**(fields | changes)), bytes(data)
+    return PolicyManifest(**(fields | changes)), data
+
+
+def file_of(version: int, data: bytes) -> FileEntry:
+    """The entry of somebody who vouches for these bytes of a full form."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    return FileEntry(layout.policy_weights(version), len(data), content_hash(data[:start]))
+
+
+def read_weights(data: bytes, manifest: PolicyManifest) -> Weights:
+    """The tensors of a full form, every byte of them verified."""
+    (file,) = manifest.files
+    name = f"policy {manifest.version}"
+    found = open_full(data, file, manifest.tensors, name)
+    verify(found, manifest.tensors, name)
+    return found
 
 
 def as_json(manifest: PolicyManifest) -> dict[str, Any]:
@@ -106,6 +124,22 @@ NEVER_S = 1e9
 """A listing that is not due while a test runs."""
 
 
+class FarStore:
+    """A store behind a link: its objects cannot be mapped. Counts the bytes that came over it."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+        self.put, self.keys, self.delete = store.put, store.keys, store.delete
+        self.got: list[tuple[str, slice | None]] = []
+        self.num_bytes = 0
+
+    def get(self, key: str, span: slice | None = None) -> bytes:
+        self.got.append((key, span))
+        data = self.store.get(key, span)
+        self.num_bytes += 0 if key.endswith(".json") else len(data)
+        return data
+
+
 class World:
     """A store, a bus, a hand-wound clock for the listings, and subscribers that are closed at the end."""
 
@@ -116,7 +150,7 @@ class World:
         self.now_s = 0.0
         self.subscribers: list[Subscriber] = []
 
-    def subscribe(self, **options: Any) -> Subscriber:
+    def subscribe(self, store: ObjectStore | None = None, **options: Any) -> Subscriber:
         settings: dict[str, Any] = {
             "list_every_s": NEVER_S,
             "poll_s": 0.01,
@@ -124,7 +158,7 @@ class World:
             "clock_ns": lambda: 777,
             "rng": random.Random(0),
         }
-        subscriber = Subscriber(self.store, self.bus, ROBOT, **(settings | options))
+        subscriber = Subscriber(store or self.store, self.bus, ROBOT, **(settings | options))
         self.subscribers.append(subscriber)
         return subscriber
 
@@ -139,7 +173,8 @@ class World:
 
     def fetched(self, name: str) -> list[int]:
         """Versions whose object of this name was asked for."""
-        return [layout.version_of(key) for operation, key in self.log if operation == "get" and key.endswith(name)]
+        asked = [key for operation, key in self.log if operation in ("get", "map")]
+        return [layout.version_of(key) for key in asked if key.endswith(name)]
 
 
 def eventually(subscriber: Subscriber, condition: Callable[[], bool]) -> None:

@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broadcast_examples import PATIENCE_S, ROBOT, World, as_json, eventually, facts, place, policy, weights
-from sop.broadcast.manifest import FileEntry, PolicyManifest
-from sop.broadcast.weights import content_hash
+from broadcast_examples import (
+    PATIENCE_S,
+    ROBOT,
+    FarStore,
+    World,
+    as_json,
+    eventually,
+    facts,
+    file_of,
+    place,
+    policy,
+    weights,
+)
+from sop.broadcast.manifest import PolicyManifest
 from sop.core import layout
 from sop.core.errors import RunError
 
@@ -26,20 +37,27 @@ def world() -> Iterator[World]:
 Bad = tuple[PolicyManifest | dict[str, Any], bytes | None]
 
 
-def _flipped() -> Bad:
+def _flipped(position: int = -1) -> Bad:
     manifest, data = policy(1)
-    return manifest, data[:-1] + bytes([data[-1] ^ 1])
+    altered = bytearray(data)
+    altered[position] ^= 1
+    return manifest, bytes(altered)
 
 
 def _vouching(tensors: Any) -> Bad:
     """A file that matches the hash in its manifest, but not the tensors listed there."""
     (manifest, _), (_, data) = policy(1), policy(1, tensors)
-    return replace(manifest, files=(FileEntry(manifest.files[0].key, len(data), content_hash(data)),)), data
+    return replace(manifest, files=(file_of(1, data),)), data
 
 
 def _changed(**fields: Any) -> Bad:
     manifest, data = policy(1)
     return as_json(manifest) | fields, data
+
+
+def _file(**fields: Any) -> dict[str, Any]:
+    file: dict[str, Any] = as_json(policy(1)[0])["files"][0]
+    return file | fields
 
 
 def _for_robot(**fields: Any) -> Bad:
@@ -49,7 +67,8 @@ def _for_robot(**fields: Any) -> Bad:
 
 WITHOUT_BIAS = {name: array for name, array in weights(1).items() if name != "head.bias"}
 BAD_POLICIES: dict[str, tuple[Bad, str]] = {
-    "flipped byte": (_flipped(), "weights.safetensors is altered"),
+    "flipped byte": (_flipped(), "tensor 'head.bias' is altered"),
+    "flipped byte of the header": (_flipped(9), "weights.safetensors is altered"),
     "cut short": ((policy(1)[0], policy(1)[1][:-3]), "bytes instead of"),
     "missing tensor": (_vouching(WITHOUT_BIAS), "tensor 'head.bias' is missing"),
     "extra tensor": (_vouching({**weights(1), "more": np.zeros(2)}), "tensor 'more' is not in the manifest"),
@@ -58,7 +77,7 @@ BAD_POLICIES: dict[str, tuple[Bad, str]] = {
     "another robot": (_for_robot(name="leg"), "made for another robot: name is leg, this robot has arm"),
     "other cameras": (_for_robot(cameras={"front": (32, 32)}), "made for another robot: cameras is"),
     "other actions": (_for_robot(action_names=("dx", "dy")), "made for another robot: action_names is"),
-    "unknown encoding": (_changed(encoding="delta", base=0), "encoding 'delta' is not known"),
+    "unknown encoding": (_changed(files=[_file(encoding="newer")]), "encoding 'newer' is not known"),
     "unknown schema": (_changed(schema_version=9), "schema_version: this program reads 1, got 9"),
     "manifest of another version": (policy(2), "the manifest of policy 1 says it is policy 2"),
     "not a manifest": (({"schema_version": 1}, policy(1)[1]), "the manifest is not valid"),
@@ -103,22 +122,15 @@ def test_waiting_in_vain_names_the_refusal(world: World) -> None:
 
 
 def test_a_hostile_manifest_is_read_up_to_a_limit(world: World) -> None:
-    spans: list[tuple[str, slice | None]] = []
-    get = world.store.get
-
-    def watched(key: str, span: slice | None = None) -> bytes:
-        spans.append((key, span))
-        return get(key, span)
-
-    world.store.get = watched  # type: ignore[method-assign]
+    far = FarStore(world.store)
     world.store.tamper(layout.policy_manifest(1), b" " * ((16 << 20) + 5))
     manifest, data = policy(2)
     place(world.store, manifest, data + bytes(1000), 2)
-    subscriber = world.subscribe()
+    subscriber = world.subscribe(store=far)
     eventually(subscriber, lambda: subscriber._refusals.keys() == {1, 2})
     assert "manifest: has more than 16777216 bytes" in subscriber.refusals[1]
     assert f"has more than {len(data)} bytes" in subscriber.refusals[2]
-    assert dict(spans) == {
+    assert dict(far.got) == {
         layout.policy_manifest(1): slice(0, (16 << 20) + 1),
         layout.policy_manifest(2): slice(0, (16 << 20) + 1),
         layout.policy_weights(2): slice(0, len(data) + 1),

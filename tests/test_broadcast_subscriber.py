@@ -50,7 +50,7 @@ def test_versions_published_during_a_transfer_are_skipped_but_the_newest(world: 
 
     def hold_five(operation: str, key: str) -> None:
         world.log.append((operation, key))
-        if (operation, key) == ("get", layout.policy_weights(5)):
+        if (operation, key) == ("map", layout.policy_weights(5)):
             gate()
 
     world.store.before = hold_five
@@ -241,6 +241,6 @@ def test_a_closed_subscriber_has_no_thread(world: World) -> None:
 
 def test_the_manifest_on_disk_is_plain_json() -> None:
     plain = msgspec.json.decode(policy(1)[0].to_json())
-    assert plain["tensors"]["body.weight"].keys() == {"dtype", "shape", "hash"}
+    assert plain["tensors"]["body.weight"].keys() == {"dtype", "shape", "hash", "origin"}
     assert plain["files"][0]["key"] == "policies/00000001/weights.safetensors"
     assert plain["spec"]["embodiment"]["cameras"] == {"front": [64, 64]}

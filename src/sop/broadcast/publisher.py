@@ -8,16 +8,18 @@ from bisect import insort
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 
-from sop.broadcast.fetch import published_versions
-from sop.broadcast.manifest import FileEntry, PolicyFacts, PolicyManifest
-from sop.broadcast.weights import encode_weights
+from sop.broadcast.encoder import EncodedPolicy, PolicyEncoder
+from sop.broadcast.fetch import fetch_manifest, published_versions
+from sop.broadcast.manifest import BASE_VERSION, FULL, LINEAGE, FileEntry, PolicyFacts, PolicyManifest
+from sop.broadcast.retention import Retention
 from sop.core import layout
 from sop.core.codec import content_hash
 from sop.core.errors import AlreadyExists, RunError, StoreUnavailable
 from sop.core.events import TOPIC_POLICIES, PolicyPublished, encode_event
+from sop.core.lineage import Lineage
 from sop.core.policy import Weights
-from sop.transport.base import EventBus, ObjectStore
-from sop.transport.retry import Backoff, put_retrying
+from sop.transport.base import Data, EventBus, ObjectStore
+from sop.transport.retry import Backoff, put_retrying, retrying
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +28,9 @@ _log = logging.getLogger(__name__)
 class _Snapshot:
     weights: Weights
     facts: PolicyFacts
+    lineage: Lineage | None
     created_utc_ns: int
+    durable: bool
 
 
 class Publisher:
@@ -35,13 +39,17 @@ class Publisher:
         publisher.publish_now(weights, facts)        # version 0, before the fleet starts
         while training:
             ...
-            publisher.publish(weights, facts)        # every 25 steps, returns at once
+            publisher.publish(weights, facts, lineage)   # every 25 steps, returns at once
         publisher.publish_now(weights, facts)        # the final policy
         publisher.close()
 
-    Per policy, on the thread: put tensors -> put manifest -> publish event -> retention. A kill between any
-    two leaves no half policy: readers believe manifests only. Version numbers go up by one and start above
-    everything in the store, folders without a manifest included (a put never replaces, so these are spent).
+    Per policy, on the thread: hash, encode -> put tensors -> put lineage -> put manifest -> publish event ->
+    retention. A kill between any two leaves no half policy: readers believe manifests only. Version numbers go
+    up by one and start above everything in the store, folders without a manifest included (a put never
+    replaces, so these are spent). Weights may lack tensors of version 0: these have not changed since.
+
+    What `publish` writes survives a killed process, not a power cut: it is verified by hash and soon replaced.
+    What `publish_now` writes survives both, and one form of it stands alone.
 
     Bounded: at most one snapshot waits while another is written; a newer one replaces it (`skipped`).
     An unavailable store is tried again with growing pauses, about 13 s in all by default; an unavailable bus
@@ -52,13 +60,17 @@ class Publisher:
         bus: where they are announced.
         keep_policies: newest published versions whose tensors are kept; manifests are kept for ever.
         protected: versions whose tensors are kept too.
+        encoding: "full" writes one file for readers on this machine; "packed" writes deltas for those behind a
+            link; "auto" is full when the store maps its objects.
+        keyframe_every: with "packed", every so many versions one that stands alone.
+        threads: processor threads that hash and encode.
         clock_ns: UTC nanoseconds.
         rng: jitter of the pauses.
         attempts: tries per put.
         pause: waits for so many seconds between tries.
 
     Raises:
-        ValueError: keep_policies or attempts below 1.
+        ValueError: keep_policies or attempts below 1, or an unknown encoding or cadence.
         StoreUnavailable: the store cannot be listed.
     """
 
@@ -69,6 +81,9 @@ class Publisher:
         *,
         keep_policies: int,
         protected: Collection[int] = (0,),
+        encoding: str = FULL,
+        keyframe_every: int = 4,
+        threads: int = 2,
         clock_ns: Callable[[], int] = time.time_ns,
         rng: random.Random | None = None,
         attempts: int = 8,
@@ -78,14 +93,16 @@ class Publisher:
             raise ValueError(f"keep_policies and attempts must be at least 1, got {keep_policies} and {attempts}")
         self._store = store
         self._bus = bus
-        self._keep_policies = keep_policies
-        self._protected = frozenset(protected)
+        self._encoder = PolicyEncoder(store, encoding, keyframe_every, threads, self._fetch_base)
         self._clock_ns = clock_ns
         self._attempts = attempts
         self._backoff = Backoff(rng or random.Random())
         self._pause = pause
         self._published = list(published_versions(store))
-        self._tensors, self._next_version = _read_folders(store)
+        self._retention = Retention(store, keep_policies, protected)
+        self._next_version = self._retention.next_version
+        self._parent: int | None = None
+        self._published_step = 0
         self._skipped = 0
         self._lost_events = 0
         self._waiting: _Snapshot | None = None
@@ -103,6 +120,12 @@ class Publisher:
             return self._published[-1] if self._published else None
 
     @property
+    def published_step(self) -> int:
+        """Learner step of the policy that the next one will have as its parent; 0 for the base policy."""
+        with self._changed:
+            return self._published_step
+
+    @property
     def skipped(self) -> int:
         """Snapshots that were replaced by newer ones before they were written."""
         with self._changed:
@@ -114,8 +137,39 @@ class Publisher:
         with self._changed:
             return self._lost_events
 
-    def publish(self, weights: Weights, facts: PolicyFacts) -> None:
+    def continue_from(self, version: int | None) -> None:
+        """The version that the training goes on from: the parent of the next policy. Call it after a restart.
+
+        Without it the first policy of a publisher has no parent; each further one has the one before.
+        """
+        with self._changed:
+            self._parent = version
+
+    def continue_from_step(self, learner_step: int) -> int:
+        """As `continue_from`, with the newest policy that is not younger than a checkpoint; the base (the oldest
+        policy) when there is none. Reads manifests, newest first: blocks.
+
+        Returns:
+            `published_step`.
+        """
+        with self._changed:
+            versions = list(self._published)
+        for version in reversed(versions):
+            step = 0 if version == versions[0] else fetch_manifest(self._store, version).learner_step
+            if step <= learner_step:
+                with self._changed:
+                    self._parent, self._published_step = version, step
+                break
+        return self.published_step
+
+    def publish(self, weights: Weights, facts: PolicyFacts, lineage: Lineage | None = None) -> None:
         """Hand over a snapshot and return at once. The arrays must not be changed afterwards.
+
+        Args:
+            weights: all tensors, or those that can differ from version 0.
+            facts: what is known about them.
+            lineage: what they learned from since the snapshot before. When that one is replaced by this one, both
+                are stored as one.
 
         Raises:
             ValueError: the publisher is closed.
@@ -126,11 +180,16 @@ class Publisher:
             self._raise_failure()
             if self._waiting is not None:
                 self._skipped += 1
-            self._waiting = _Snapshot(dict(weights), facts, self._clock_ns())
+                older = self._waiting.lineage
+                lineage = older if lineage is None else lineage if older is None else older.followed_by(lineage)
+            self._waiting = _Snapshot(dict(weights), facts, lineage, self._clock_ns(), durable=False)
             self._changed.notify_all()
 
-    def publish_now(self, weights: Weights, facts: PolicyFacts) -> int:
-        """Write what waits, then this snapshot; returns its version. Blocks until it is in the store.
+    def publish_now(self, weights: Weights, facts: PolicyFacts, lineage: Lineage | None = None) -> int:
+        """Write what waits, then this snapshot; returns its version. Blocks until it is durable in the store.
+
+        Args:
+            weights, facts, lineage: as for `publish`.
 
         Raises:
             ValueError: the publisher is closed, or the weights cannot travel.
@@ -138,7 +197,7 @@ class Publisher:
             RunError: another learner publishes to the same run.
             Exception: what went wrong with an earlier snapshot on the thread; this one is not taken.
         """
-        snapshot = _Snapshot(weights, facts, self._clock_ns())
+        snapshot = _Snapshot(weights, facts, lineage, self._clock_ns(), durable=True)
         with self._changed:
             self._require_open()
             self._changed.wait_for(lambda: self._waiting is None and not self._writing)
@@ -201,41 +260,63 @@ class Publisher:
             self._changed.notify_all()
 
     def _write(self, snapshot: _Snapshot) -> int:
-        data, manifest = self._prepare(snapshot)
-        stored = manifest.to_json()
+        version = self._next_version
+        encoded = self._encoder.encode(version, snapshot.weights, alone=snapshot.durable)
+        lineage = None if snapshot.lineage is None else snapshot.lineage.encode()
+        stored = self._manifest(snapshot, encoded, lineage).to_json()
         PolicyManifest.from_json(stored)  # what a robot would refuse must not be published
-        version = manifest.version
         self._next_version += 1
-        self._tensors.add(version)
+        on_base = any(entry.origin is not None for entry in encoded.tensors.values())
+        self._retention.begun(version, [file.key for file in encoded.files], on_base=on_base)
         try:
-            self._put(manifest.files[0].key, data)
-            self._put(layout.policy_manifest(version), stored)
+            for file, form in zip(encoded.files, encoded.forms, strict=True):
+                self._put(file.key, form.parts, snapshot.durable)
+            if lineage is not None:
+                self._put(layout.policy_lineage(version), lineage, snapshot.durable)
+            self._put(layout.policy_manifest(version), stored, snapshot.durable)
         except AlreadyExists as error:
             raise RunError(
                 f"policy {version} appeared in the store while this learner runs: another learner publishes to the "
                 "same run. Stop one of them, then start again"
             ) from error
+        self._encoder.published(encoded)
         with self._changed:
             insort(self._published, version)
+            self._parent = version
+            self._published_step = snapshot.facts.learner_step
         self._announce(version)
-        self._delete_old()
+        self._retention.apply(self._published)
         return version
 
-    def _prepare(self, snapshot: _Snapshot) -> tuple[memoryview, PolicyManifest]:
-        data, tensors = encode_weights(snapshot.weights)
-        version = self._next_version
-        manifest = PolicyManifest(
+    def _manifest(self, snapshot: _Snapshot, encoded: EncodedPolicy, lineage: bytes | None) -> PolicyManifest:
+        version, entry = encoded.version, None
+        if lineage is not None:
+            entry = FileEntry(layout.policy_lineage(version), len(lineage), content_hash(lineage), LINEAGE)
+        with self._changed:
+            parent = self._parent
+        return PolicyManifest(
             **{field.name: getattr(snapshot.facts, field.name) for field in fields(PolicyFacts)},
             version=version,
-            parent_version=self.last_published,
+            parent_version=parent,
             created_utc_ns=snapshot.created_utc_ns,
-            files=(FileEntry(layout.policy_weights(version), len(data), content_hash(data)),),
-            tensors=tensors,
+            files=encoded.files,
+            tensors=encoded.tensors,
+            history=encoded.history,
+            lineage=entry,
         )
-        return data, manifest
 
-    def _put(self, key: str, data: bytes | memoryview) -> None:
-        put_retrying(self._store, key, data, attempts=self._attempts, backoff=self._backoff, pause=self._pause)
+    def _fetch_base(self) -> PolicyManifest:
+        return retrying(
+            lambda: fetch_manifest(self._store, BASE_VERSION),
+            attempts=self._attempts,
+            backoff=self._backoff,
+            pause=self._pause,
+        )
+
+    def _put(self, key: str, data: Data, durable: bool) -> None:
+        put_retrying(
+            self._store, key, data, attempts=self._attempts, backoff=self._backoff, pause=self._pause, durable=durable
+        )
 
     def _announce(self, version: int) -> None:
         key = layout.policy_manifest(version)
@@ -246,30 +327,3 @@ class Publisher:
             with self._changed:
                 self._lost_events += 1
             _log.warning("policy %d is published, but was not announced: %s", version, error)
-
-    def _delete_old(self) -> None:
-        """Retention. A version leaves the list only when its tensors are gone: what failed is tried next time."""
-        oldest_kept = self._published[-self._keep_policies :][0]
-        for version in sorted(self._tensors - self._protected):
-            if version >= oldest_kept:
-                return
-            try:
-                self._store.delete(layout.policy_weights(version))
-            except StoreUnavailable as error:
-                _log.warning("tensors of policy %d are not deleted yet: %s", version, error)
-                return
-            self._tensors.discard(version)
-
-
-def _read_folders(store: ObjectStore) -> tuple[set[int], int]:
-    """(versions that have tensors, first version above every folder), manifest or not."""
-    tensors: set[int] = set()
-    next_version = 0
-    for key in store.keys(f"{layout.POLICIES}/"):
-        folder = key.split("/")[1]
-        if folder.isdecimal():
-            version = int(folder)
-            next_version = max(next_version, version + 1)
-            if key == layout.policy_weights(version):
-                tensors.add(version)
-    return tensors, next_version

@@ -7,32 +7,54 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sop.broadcast.fetch import fetch_manifest, fetch_weights, published_versions
+from sop.broadcast.fetch import PolicyReader, ReadCost, ReadPolicy, fetch_manifest, published_versions
 from sop.broadcast.manifest import MAX_VERSION, PolicyManifest
 from sop.broadcast.weights import check_encoding
 from sop.core import layout
 from sop.core.embodiment import Embodiment
-from sop.core.errors import InvalidRecord, NotFound, PolicyRefused, RunError, StoreUnavailable
+from sop.core.errors import InvalidRecord, NotFound, PolicyRefused, RunError, SopError, StoreUnavailable
 from sop.core.events import TOPIC_POLICIES, PolicyPublished, decode_event
-from sop.core.policy import Weights
+from sop.core.policy import Policy, PolicySpec, Weights
 from sop.transport.base import Cursor, EventBus, ObjectStore
 from sop.transport.retry import Backoff
 
 _log = logging.getLogger(__name__)
 
+Prepare = Callable[[PolicyManifest, Weights, Policy | None], Policy]
+"""Puts verified weights into a policy: into the spare one that nobody acts with if it fits, else into a new one.
+Raises PolicyRefused or ValueError when it cannot be; the spare is then as it was."""
 
-@dataclass(frozen=True, slots=True)
+
+def prepare_with(make_policy: Callable[[PolicySpec], Policy]) -> Prepare:
+    """The usual `Prepare`: a policy is made when there is no spare one or its spec is another."""
+
+    def prepare(manifest: PolicyManifest, weights: Weights, spare: Policy | None) -> Policy:
+        fits = spare is not None and spare.spec == manifest.spec
+        policy = spare if fits and spare is not None else make_policy(manifest.spec)
+        policy.load(weights, manifest.version)
+        return policy
+
+    return prepare
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StagedPolicy:
     """A policy that passed every check and waits in memory for the end of the episode."""
 
     manifest: PolicyManifest
     weights: Weights
     """Read-only arrays."""
+    policy: Policy | None
+    """With the weights loaded; None when the subscriber was not told how to prepare one."""
     published_utc_ns: int
     """By the learner's clock: when the manifest was in the store; when the event was lost, the earlier moment
     at which the learner handed the snapshot over."""
     staged_utc_ns: int
     """By this robot's clock."""
+    cost: ReadCost
+    """Bytes and seconds to here, preparing excluded."""
+    prepare_s: float
+    """Seconds in which the weights were put into the policy."""
 
     @property
     def version(self) -> int:
@@ -47,16 +69,20 @@ def _accept_all(_manifest: PolicyManifest) -> str | None:
 class Subscriber:
     """Keeps the newest acceptable policy ready. The actor's use of it:
 
-        staged = subscriber.wait_first(timeout_s=60)        # or take() again and again until there is one
+        policy = subscriber.wait_first(timeout_s=60).policy   # or take() again and again until there is one
         while acting:
-            ...                                             # one episode
-            if (staged := subscriber.take()) is not None:   # never blocks
-                policy.load(staged.weights, staged.version)
+            ...                                               # one episode
+            if (staged := subscriber.take(policy)) is not None:   # never blocks: two pointers are exchanged
+                policy = staged.policy
 
     Events are a hint: the store is listed at the start and every `list_every_s`. Only the newest version is
     fetched, those between are skipped; versions never go back. A version that fails a check is refused once
     and for all, said once in the log, and the next older one that is still newer than ours gets its chance;
     until then the robot keeps what it has. An unavailable store or bus is tried again for ever, with pauses.
+
+    With `prepare` there are two policies: one acts, the other is loaded on the thread and staged. The one that
+    acted comes back with `take` and is loaded next. When a newer version arrives before the staged one was
+    taken, that one is withdrawn while its policy is loaded again: for that moment there is nothing to take.
 
     Args:
         store: where policies are; read only.
@@ -64,6 +90,9 @@ class Subscriber:
         embodiment: this robot; policies for another one are refused.
         accepts: further check of the owner: None, or in words why this robot cannot run the policy. Called on
             the thread, before the tensors are fetched.
+        prepare: puts the weights into a policy, on the thread; a version that it refuses is refused. None stages
+            the weights alone.
+        reader: fetches and verifies; None makes one for the store.
         newer_than: the version that the actor has already; older ones are not staged.
         list_every_s: seconds between two listings.
         poll_s: longest wait for an event; `close` takes about as long.
@@ -79,6 +108,8 @@ class Subscriber:
         embodiment: Embodiment,
         *,
         accepts: Callable[[PolicyManifest], str | None] = _accept_all,
+        prepare: Prepare | None = None,
+        reader: PolicyReader | None = None,
         newer_than: int | None = None,
         list_every_s: float = 30.0,
         poll_s: float = 0.5,
@@ -90,10 +121,13 @@ class Subscriber:
         self._bus = bus
         self._embodiment = embodiment
         self._accepts = accepts
+        self._prepare = prepare
+        self._reader = reader or PolicyReader(store)
         self._list_every_s = list_every_s
         self._poll_s = poll_s
         self._clock_ns = clock_ns
         self._monotonic = monotonic
+        self._timer = time.perf_counter
         self._backoff = Backoff(rng or random.Random())
         self._list_due_s = monotonic()
         self._cursor: Cursor | None = None
@@ -101,6 +135,7 @@ class Subscriber:
         self._current = newer_than  # newest version that was ever staged
         self._newest = newer_than
         self._staged: StagedPolicy | None = None
+        self._spare: Policy | None = None  # nobody acts with it, and it is not staged
         self._refusals: dict[int, str] = {}
         self._problem = ""
         self._failure: BaseException | None = None
@@ -127,8 +162,12 @@ class Subscriber:
         with self._changed:
             return self._problem
 
-    def take(self) -> StagedPolicy | None:
+    def take(self, instead_of: Policy | None = None) -> StagedPolicy | None:
         """The staged policy, once; None when there is nothing new. Never blocks.
+
+        Args:
+            instead_of: the policy that acted until now. When there is a staged one it is the subscriber's from
+                then on, to be loaded with the next version; else it stays the caller's.
 
         Raises:
             Exception: the thread died of it; no further policy will come.
@@ -137,6 +176,8 @@ class Subscriber:
             if self._failure is not None:
                 raise self._failure
             staged, self._staged = self._staged, None
+            if staged is not None and instead_of is not None:
+                self._spare = instead_of
             return staged
 
     def wait_first(self, timeout_s: float) -> StagedPolicy:
@@ -215,7 +256,8 @@ class Subscriber:
             manifest = fetch_manifest(self._store, version)
             self._know(version)
             self._check(manifest)
-            weights = fetch_weights(self._store, manifest)
+            read = self._reader.read(manifest)
+            self._stage(read, published_utc_ns)
         except NotFound as error:
             _log.info("policy %d is announced, but not (or no longer) in the store: %s", version, error)
             return
@@ -225,11 +267,44 @@ class Subscriber:
         except InvalidRecord as error:
             self._refuse(version, f"policy {version}: the manifest is not valid: {error}")
             return
-        published = manifest.created_utc_ns if published_utc_ns is None else published_utc_ns
+
+    def _stage(self, read: ReadPolicy, published_utc_ns: int | None) -> None:
+        manifest = read.manifest
+        started_s = self._timer()
+        policy = self._prepared(read)
+        staged = StagedPolicy(
+            manifest=manifest,
+            weights=read.weights,
+            policy=policy,
+            published_utc_ns=manifest.created_utc_ns if published_utc_ns is None else published_utc_ns,
+            staged_utc_ns=self._clock_ns(),
+            cost=read.cost,
+            prepare_s=self._timer() - started_s,
+        )
         with self._changed:
-            self._staged = StagedPolicy(manifest, weights, published, self._clock_ns())
-            self._current = version
+            self._staged = staged
+            self._current = manifest.version
             self._changed.notify_all()
+
+    def _prepared(self, read: ReadPolicy) -> Policy | None:
+        """A policy with these weights: the spare one, the one that is staged and not taken, or a new one."""
+        if self._prepare is None:
+            return None
+        withdrawn = None
+        with self._changed:
+            spare, self._spare = self._spare, None
+            if spare is None:
+                withdrawn, self._staged = self._staged, None
+                spare = None if withdrawn is None else withdrawn.policy
+        try:
+            return self._prepare(read.manifest, read.weights, spare)
+        except (SopError, ValueError) as error:
+            with self._changed:  # what was there before is there again
+                if withdrawn is None:
+                    self._spare = spare
+                else:
+                    self._staged = withdrawn
+            raise PolicyRefused(f"policy {read.manifest.version}: it cannot be run here: {error}") from error
 
     def _check(self, manifest: PolicyManifest) -> None:
         """What can be refused without fetching the tensors."""

@@ -1,9 +1,10 @@
 """What the learner needs of a policy beside what an actor needs, and how parameters are frozen and exchanged."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,6 +14,10 @@ from sop.core.embodiment import Observation
 from sop.core.errors import PolicyRefused
 from sop.core.experience import Batch
 from sop.core.policy import Conditioning, Policy, Weights
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+EXPORT_DTYPES = ("float32", "bfloat16")
+_PIECE = 1 << 18
 
 
 class TrainablePolicy(Policy, Protocol):
@@ -60,14 +65,23 @@ class TrainablePolicy(Policy, Protocol):
         """
         ...
 
-    def export(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, npt.NDArray[np.float32]]:
-        """Copies as float32 arrays, with the names and shapes that `load` takes.
+    def export(
+        self,
+        weights: Mapping[str, Tensor] | None = None,
+        *,
+        dtype: str = "float32",
+        names: Collection[str] | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Copies as arrays, with the names and shapes that `load` takes.
 
         Args:
             weights: tensors named like the module's, e.g. a moving average; None for the module's own.
+            dtype: "float32", or "bfloat16" for half the bytes: rounded to the nearest, `ml_dtypes.bfloat16`.
+                Tensors of integers stay float32.
+            names: only these, e.g. the trained ones; None for all.
 
         Raises:
-            ValueError: the names are not the module's.
+            ValueError: the names are not the module's, or an unknown dtype.
         """
         ...
 
@@ -101,21 +115,42 @@ def freeze(module: nn.Module, pattern: str) -> tuple[str, ...]:
 
 
 def export_weights(
-    module: nn.Module, weights: Mapping[str, Tensor] | None = None
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Float32 copies of a module's weights, or of tensors with the same names; see `TrainablePolicy.export`."""
+    module: nn.Module,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: str = "float32",
+    names: Collection[str] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Copies of a module's weights, or of tensors with the same names; see `TrainablePolicy.export`."""
+    if dtype not in EXPORT_DTYPES:
+        raise ValueError(f"export: dtype must be one of {list(EXPORT_DTYPES)}, got {dtype!r}")
     own = module.state_dict()
     chosen = own if weights is None else weights
-    if chosen.keys() != own.keys():
-        raise ValueError(f"export: {_name_difference(set(chosen), set(own))}")
-    return {name: np.array(chosen[name].detach().float().cpu().numpy(), order="C") for name in own}
+    wanted = set(own) if names is None else set(names)
+    got = set(chosen) | (wanted ^ set(own))  # what is not wanted may be missing, what is unknown may not be wanted
+    if got != set(own):
+        raise ValueError(f"export: {_name_difference(got, set(own))}")
+    return {name: _array(chosen[name].detach(), dtype) for name in own if name in wanted}
+
+
+def _array(tensor: Tensor, dtype: str) -> npt.NDArray[Any]:
+    """A copy in memory of its own, rounded on the way there."""
+    if dtype == "bfloat16" and tensor.is_floating_point():
+        rounded = np.empty(tensor.shape, BFLOAT16)
+        torch.from_numpy(rounded.view(np.int16)).view(torch.bfloat16).copy_(tensor)
+        return rounded
+    copied = np.empty(tensor.shape, np.float32)
+    torch.from_numpy(copied).copy_(tensor)
+    return copied
 
 
 def load_weights(module: nn.Module, weights: Weights) -> None:
     """Copy named arrays into a module: all of them or, when one is wrong, none. The arrays are not kept.
 
+    Float32 or bfloat16; the latter become float32 exactly.
+
     Raises:
-        PolicyRefused: a name is missing or unknown, a shape or dtype (float32) differs, a value is not finite.
+        PolicyRefused: a name is missing or unknown, a shape or dtype differs, a value is not finite.
     """
     own = module.state_dict()
     if weights.keys() != own.keys():
@@ -124,18 +159,45 @@ def load_weights(module: nn.Module, weights: Weights) -> None:
         raise PolicyRefused(f"weights refused: {problem}")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(torch.from_numpy(np.array(weights[name])))
+            _copy(tensor, weights[name])
+
+
+def _copy(tensor: Tensor, array: npt.NDArray[Any]) -> None:
+    """Fill a tensor without an array of its size in between where both are in the processor's memory."""
+    if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
+        target = tensor.numpy()
+        if array.dtype == BFLOAT16:  # float32 with 16 more bits of mantissa, all zero
+            np.left_shift(array.view(np.uint16), 16, out=target.view(np.uint32), dtype=np.uint32)
+        else:
+            np.copyto(target, array)
+    elif array.dtype == BFLOAT16:
+        tensor.copy_(torch.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16))
+    else:
+        tensor.copy_(torch.from_numpy(np.array(array)))
 
 
 def _problems(weights: Weights, own: Mapping[str, Tensor]) -> Iterator[str]:
     for name, tensor in own.items():
         array = weights[name]
-        if array.dtype != np.float32:
-            yield f"{name} is {array.dtype.name}, float32 is expected"
+        if array.dtype not in (np.float32, BFLOAT16):
+            yield f"{name} is {array.dtype.name}, float32 or bfloat16 is expected"
         elif array.shape != tuple(tensor.shape):
             yield f"{name} has shape {array.shape}, this policy has {tuple(tensor.shape)}"
-        elif not np.isfinite(array).all():
+        elif not _finite(array):
             yield f"{name} holds values that are not finite"
+
+
+def _finite(array: npt.NDArray[Any]) -> bool:
+    """Piece by piece: no large array in between."""
+    flat = array.reshape(-1)
+    return not any(_special(flat[start : start + _PIECE]).any() for start in range(0, flat.size, _PIECE))
+
+
+def _special(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where values are infinite or NaN."""
+    if values.dtype == BFLOAT16:
+        return np.asarray((values.view(np.uint16) & 0x7F80) == 0x7F80)  # all ones in the exponent
+    return np.asarray(~np.isfinite(values))
 
 
 def _name_difference(got: set[str], expected: set[str]) -> str:

@@ -13,9 +13,9 @@ Shapes: B windows or N observations, H steps, A action elements, S state element
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -228,9 +228,15 @@ class FlowVLA:
         load_weights(self.module, weights)
         self.version = version
 
-    def export(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, npt.NDArray[np.float32]]:
-        """Float32 copies of the weights; see `TrainablePolicy.export`."""
-        return export_weights(self.module, weights)
+    def export(
+        self,
+        weights: Mapping[str, Tensor] | None = None,
+        *,
+        dtype: str = "float32",
+        names: Collection[str] | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Copies of the weights; see `TrainablePolicy.export`."""
+        return export_weights(self.module, weights, dtype=dtype, names=names)
 
     @property
     def _network(self) -> FlowNetwork:
