@@ -1,13 +1,16 @@
 """Ingest: every valid episode once, whatever happens to the events; bad ones are kept aside with the reason."""
 
+import threading
+
 import msgspec
 import pytest
 
-from sop.buffer import Ingest
-from sop.buffer.ingest import SequenceProgress, actors
-from sop.buffer.loader import PayloadCache
+import sop.buffer.ingest
+from sop.buffer import EpisodeRow, Ingest, RowBlock
+from sop.buffer.cache import PayloadCache
 from sop.core import layout
 from sop.core.codec import content_hash, encode
+from sop.core.episode import Outcome
 from sop.core.errors import InvalidRecord, StoreUnavailable
 from sop.core.events import TOPIC_EPISODES, EpisodeCommitted, encode_event
 from sop.core.experience import Source
@@ -38,7 +41,7 @@ def put(store: MemoryStore, folder: str = layout.EPISODES, **changes: object) ->
 def announce(bus: MemoryBus, key: str, times: int = 1) -> None:
     for number in range(times):
         event = EpisodeCommitted(key=key, outcome="success", ended_utc_ns=0, committed_utc_ns=0)
-        bus.publish(TOPIC_EPISODES, encode_event(event), event_id=f"{key}/{number}")
+        bus.publish(TOPIC_EPISODES, encode_event(event), event_id=f"{key[:200]}/{number}")
 
 
 def test_a_thousand_events_for_one_episode_index_it_once() -> None:
@@ -60,7 +63,7 @@ def test_lost_and_reordered_events_are_healed_by_the_listing() -> None:
     ingest = Ingest(store, bus, RUN)
     ingest.poll(0)
     assert [episode.key.sequence for episode in ingest.drain()] == [3]
-    assert ingest.missing() == {"robot-0": [0, 1, 2]}
+    assert ingest.missing() == {"robot-0": [range(3)]}
     assert ingest.reconcile() == 4
     assert [episode.key.sequence for episode in ingest.drain()] == [0, 1, 2, 4]
     assert ingest.missing() == {}
@@ -155,20 +158,141 @@ def test_resuming_takes_exactly_the_given_episodes_in_their_order() -> None:
         ingest.take(["run.json"])
 
 
-def test_sequence_progress_knows_the_gaps() -> None:
-    progress = SequenceProgress()
-    for number in (0, 1, 4, 2, 6):
-        progress.add(number, f"key-{number}")
-        progress.add(number, f"key-{number}")
-    assert (progress.next_sequence, progress.last_key, progress.missing()) == (3, "key-2", [3, 5])
+def test_resuming_from_rows_looks_only_for_what_is_newer() -> None:
+    store, listed, fetched = MemoryStore(), [], []
+    keys = [put(store, sequence=number) for number in range(6)]
+    other = put(store, folder=layout.DEMONSTRATIONS, actor_id="lab-0")
+    rows = [indexed(key) for key in (keys[0], other, keys[1], keys[4], keys[2])]
+
+    def note(operation: str, place: str) -> None:
+        (fetched if operation == "get" else listed).append(place)
+
+    store.before = note
+    ingest = Ingest(store, MemoryBus(), RUN)
+    ingest.resume([RowBlock.from_rows(rows[:2]), RowBlock.from_rows(rows[2:])])
+    assert fetched == []
+    assert ingest.missing() == {"robot-0": [range(3, 4)]}
+    assert ingest.reconcile() == 2
+    assert fetched == [keys[3], keys[5]]
+    assert [str(episode.key) for episode in ingest.drain()] == [keys[3], keys[5]]
+    assert ingest.missing() == {}
 
 
-def test_actors_are_found_without_listing_their_episodes() -> None:
+def test_everything_is_found_in_the_order_of_folder_actor_and_number() -> None:
     store = MemoryStore()
-    for actor in ("robot-1", "robot-10", "robot-1.5", "robot"):
-        for number in range(3):
-            put(store, actor_id=actor, sequence=number)
-    assert sorted(actors(store, layout.EPISODES)) == ["robot", "robot-1", "robot-1.5", "robot-10"]
+    expected = [put(store, actor_id=actor, sequence=number) for actor in ("robot-0", "robot-1") for number in range(2)]
+    bad = put(store, actor_id="robot-1", sequence=2, task="fly")
+    expected.append(put(store, folder=layout.DEMONSTRATIONS, actor_id="lab-0"))
+    ingest = Ingest(store, MemoryBus(), RUN)
+    assert [str(episode.key) for episode in ingest.everything()] == expected
+    assert list(ingest.quarantined) == [bad]
+    assert ingest.reconcile() == 0
+
+
+def test_known_bytes_under_another_key_are_passed_over_and_never_hide_the_true_one() -> None:
+    """Whatever comes first: the copy under a wrong name, or the episode."""
+    data = encode(make_episode("pphh"))
+    true, wrong = (str(EpisodeKey(layout.EPISODES, "robot-0", number, 4, content_hash(data))) for number in (0, 7))
+    for order in ((true, wrong), (wrong, true)):
+        store, bus = MemoryStore(), MemoryBus()
+        for key in order:
+            store.put(key, data)
+            announce(bus, key)
+        ingest = Ingest(store, bus, RUN)
+        ingest.poll(0)
+        ingest.reconcile()
+        assert [str(episode.key) for episode in ingest.drain()] == [true]
+        assert set(ingest.quarantined) <= {wrong}
+
+
+def test_a_refused_episode_is_fetched_once_and_only_the_last_reasons_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sop.buffer.ingest, "MAX_REASONS", 2)
+    store, bus = MemoryStore(), MemoryBus()
+    bad = [put(store, sequence=number, task="fly") for number in range(4)]
+    fetched: list[str] = []
+    store.before = lambda operation, key: fetched.append(key) if operation == "get" else None
+    ingest = Ingest(store, bus, RUN)
+    ingest.reconcile()
+    for key in bad:
+        announce(bus, key, times=3)
+    while ingest.poll(0):
+        pass
+    ingest.reconcile()
+    assert fetched == bad
+    assert ingest.num_quarantined == 4
+    assert list(ingest.quarantined) == bad[2:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"policy_version": -1}, "policy_version"), ({"policy_version": 2**40}, "policy_version")],
+)
+def test_numbers_that_the_index_cannot_hold_are_refused(changes: dict[str, int], field: str) -> None:
+    store = MemoryStore()
+    bad = put(store, **changes)
+    ingest = Ingest(store, MemoryBus(), RUN)
+    ingest.reconcile()
+    assert field in ingest.quarantined[bad]
+    assert ingest.drain() == []
+
+
+def test_a_key_with_endless_digits_is_no_key() -> None:
+    store, bus = MemoryStore(), MemoryBus()
+    announce(bus, f"episodes/robot-0/00000000-{'9' * 5000}-{'0' * 32}.arrow")
+    key = put(store)
+    announce(bus, key)
+    ingest = Ingest(store, bus, RUN)
+    ingest.poll(0)
+    assert [str(episode.key) for episode in ingest.drain()] == [key]
+
+
+def test_an_announced_episode_says_when_it_was_spooled_and_uploaded() -> None:
+    store, bus = MemoryStore(), MemoryBus()
+    keys = [put(store, sequence=number) for number in range(2)]
+    event = EpisodeCommitted(key=keys[0], outcome="success", ended_utc_ns=0, spooled_utc_ns=5, committed_utc_ns=7)
+    bus.publish(TOPIC_EPISODES, encode_event(event), event_id="1")
+    ingest = Ingest(store, bus, RUN)
+    ingest.poll(0)
+    ingest.reconcile()
+    times = [(episode.spooled_utc_ns, episode.uploaded_utc_ns) for episode in ingest.drain()]
+    assert times == [(5, 7), (None, None)]
+
+
+def test_behind_the_learner_only_so_much_waits_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sop.buffer.ingest, "MAX_READY_BYTES", 0)
+    store = MemoryStore()
+    keys = [put(store, sequence=number) for number in range(4)]
+    ingest, taken = Ingest(store, MemoryBus(), RUN), []
+    ingest.start()
+    while len(taken) < 3:
+        ready = ingest.drain()
+        assert len(ready) <= 1
+        taken += ready
+        threading.Event().wait(0.001)
+    ingest.close()
+    assert [str(episode.key) for episode in [*taken, *ingest.finish()]] == keys
+
+
+def indexed(key: str) -> EpisodeRow:
+    """The row of an episode that was indexed before."""
+    facts = EpisodeKey.parse(key)
+    return EpisodeRow(
+        episode_id=facts.episode_id,
+        actor_id=facts.actor_id,
+        sequence=facts.sequence,
+        task="push",
+        source=Source.ONLINE if facts.folder == layout.EPISODES else Source.OFFLINE,
+        num_steps=facts.num_steps,
+        human_steps=0,
+        num_interventions=0,
+        policy_version=1,
+        outcome=Outcome.SUCCESS,
+        start_runs=(),
+        end_utc_ns=0,
+        indexed_utc_ns=0,
+    )
 
 
 def test_the_payload_cache_keeps_its_bound_and_the_most_recent() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sop.buffer import AdaptiveSampler, EpisodeIndex, EpisodeRow
-from sop.buffer.sampler import online_share
+from sop.buffer.sampler import LossWindow, online_share
 from sop.config import SamplerConfig
 from sop.core.episode import Outcome
 from sop.core.errors import RunError
@@ -17,7 +17,7 @@ TASKS = ("door", "drawer", "window")
 
 def row(number: int, task: str, source: Source, runs: tuple[tuple[int, int], ...]) -> EpisodeRow:
     return EpisodeRow(
-        key=f"key-{number}",
+        episode_id=f"{number:032x}",
         actor_id="robot-0",
         sequence=number,
         task=task,
@@ -156,3 +156,42 @@ def test_a_loss_that_is_not_finite_does_not_poison_the_shares() -> None:
     windows = sampler.draw(32)
     sampler.observe(windows, np.full(32, np.nan, np.float32))
     assert sampler.share(0) == pytest.approx(1 / (1 + math.exp(-0.5)))
+
+
+def test_a_draw_is_systematic_counts_and_then_one_uniform_rank_per_window() -> None:
+    """The order in which the generator is asked is part of what a seed means."""
+    index = full_index()
+    sampler, rng = AdaptiveSampler(index, SamplerConfig(), seed=11), np.random.default_rng(11)
+    for _ in range(20):
+        order = rng.permutation(6)
+        marks = np.floor(np.concatenate(([0.0], np.cumsum(np.full(6, 48 / 6)))) + rng.random())
+        marks[0], marks[-1] = 0, 48
+        counts = np.empty(6, np.int64)
+        counts[order] = np.diff(marks).astype(np.int64)
+        expected = []
+        for (task, source), count in zip([(t, s) for t in range(3) for s in reversed(Source)], counts, strict=True):
+            rows = [number for number in range(30) if (number % 3, number % 2) == (task, source)]
+            for rank in rng.integers(0, 65 * len(rows), size=count):
+                step = int(rank) % 65
+                expected.append((rows[int(rank) // 65], step if step < 40 else 60 + step, task, int(source)))
+        windows = sampler.draw(48)
+        columns = (windows.episode, windows.start, windows.task, windows.source)
+        assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+
+
+def test_a_loss_window_forgets_to_the_last_bit() -> None:
+    """Whatever passed through it, the mean is that of its entries: a restored window has the same."""
+    rng = np.random.default_rng(0)
+    window = LossWindow(10)
+    for step in range(1, 200):
+        window.append(step, float(10.0 ** rng.uniform(-9, 30)) if step % 7 else 3.4e38)
+        window.forget(step)
+        losses = [loss for _, loss in window.entries()]
+        restored = LossWindow(10)
+        restored.load(window.entries())
+        assert len(window) == min(step, 10)
+        assert window.mean == restored.mean == pytest.approx(math.fsum(losses) / len(losses), rel=1e-15)
+    for step in range(200, 211):
+        window.append(step, 0.25)
+        window.forget(step)
+    assert window.mean == 0.25

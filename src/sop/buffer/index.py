@@ -1,81 +1,38 @@
 """The index: who recorded what, and where windows may start. Memory only; rebuilt from the store.
 
-A window start costs nothing: starts are kept as runs, per task and buffer, with cumulative counts, so a
-draw is a binary search (64 starts out of 10 million runs take tens of microseconds).
+    rows                 columns: 58 bytes per episode
+    ids                  a set: 16 bytes per episode
+    runs of starts       per task and buffer, 17 bytes per run
+
+A window start costs nothing: it is found by its rank. With one million episodes and two million runs everything
+together takes about 110 MB.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sop.core.episode import Outcome
+from sop.buffer.columns import Columns
+from sop.buffer.ids import IdSet
+from sop.buffer.rows import COLUMNS, OUTCOMES, EpisodeRow, RowBlock, column_key, column_keys, row_values
+from sop.buffer.runs import RunTables
+from sop.core import layout
+from sop.core.errors import InvalidRecord
 from sop.core.experience import Source
+from sop.core.layout import EpisodeKey
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeRow:
-    """What the index knows of an episode."""
-
-    key: str
-    actor_id: str
-    sequence: int
-    task: str
-    source: Source
-    num_steps: int
-    human_steps: int
-    num_interventions: int
-    policy_version: int | None
-    outcome: Outcome
-    start_runs: tuple[tuple[int, int], ...]
-    """Window starts as runs `(first, count)`."""
-    end_utc_ns: int
-    indexed_utc_ns: int
-
-    @property
-    def num_starts(self) -> int:
-        """Number of window starts."""
-        return sum(count for _, count in self.start_runs)
-
-
-class RunTable:
-    """Runs of window starts `(episode, first, count)`, addressed by rank: start number 0, 1, 2, ..."""
-
-    def __init__(self) -> None:
-        self._size = 0
-        self._episode = np.empty(64, np.int64)
-        self._first = np.empty(64, np.int32)
-        self._end = np.empty(64, np.int64)
-
-    @property
-    def num_starts(self) -> int:
-        """Number of window starts in all runs."""
-        return int(self._end[self._size - 1]) if self._size else 0
-
-    def append(self, episode: int, first: int, count: int) -> None:
-        """Add a run of `count` >= 1 starts; amortised constant time."""
-        if self._size == len(self._episode):
-            for name in ("_episode", "_first", "_end"):
-                old = getattr(self, name)
-                setattr(self, name, np.concatenate((old, np.empty_like(old))))
-        self._episode[self._size] = episode
-        self._first[self._size] = first
-        self._end[self._size] = self.num_starts + count
-        self._size += 1
-
-    def locate(self, ranks: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """Episode and first step of the starts with these ranks, each in [0, num_starts)."""
-        run = np.searchsorted(self._end[: self._size], ranks, side="right")
-        before = np.where(run > 0, self._end[run - 1], 0)
-        return self._episode[run], (self._first[run] + (ranks - before)).astype(np.int32)
+_SOURCES = len(Source)
+_ROW = {name: dtype for name, dtype in COLUMNS.items() if name != "num_runs"}
 
 
 class EpisodeIndex:
-    """Online and offline buffer: rows in the order in which they were added, each key once.
+    """Online and offline buffer: rows in the order in which they were added, each episode once.
 
-    Not thread-safe: the learner owns it. Rows are never removed, so a row number stays valid for ever,
-    and two indices that were given the same rows in the same order draw the same windows.
+    An episode is known by its content hash, which covers actor and sequence number. Not thread-safe: the
+    learner owns it. Rows are never removed or changed, so a row number stays valid for ever, and two indices
+    that were given the same rows in the same order draw the same windows.
 
     Args:
         tasks: all task ids of the run; a task's number is its place here.
@@ -83,44 +40,194 @@ class EpisodeIndex:
 
     def __init__(self, tasks: Iterable[str]) -> None:
         self.tasks = tuple(tasks)
-        self.rows: list[EpisodeRow] = []
         self._task_number = {task: number for number, task in enumerate(self.tasks)}
-        self._row_of_key: dict[str, int] = {}
-        self._runs = {(number, source): RunTable() for number in range(len(self.tasks)) for source in Source}
-        self._num_episodes = {(number, source): 0 for number in range(len(self.tasks)) for source in Source}
+        self._rows = Columns(_ROW)
+        self._ids = IdSet()
+        self._actors: list[str] = []
+        self._actor_number: dict[str, int] = {}
+        self._fleet = Columns({"fleet": np.bool_})
+        self._num_episodes = [0] * _SOURCES * len(self.tasks)
+        self._runs = RunTables(len(self._num_episodes))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._row_of_key
+        """Whether the episode with this key is there."""
+        try:
+            return int(EpisodeKey.parse(key).episode_id, 16) in self._ids
+        except InvalidRecord:
+            return False
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the columns, spare room included, without the few names."""
+        return self._rows.num_bytes + 16 * len(self._ids) + self._runs.num_bytes
+
+    def key(self, number: int) -> str:
+        """Key of the episode in a row.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        self._check(number)
+        return column_key(self._rows, self._actors, number)
+
+    def keys(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Keys of the episodes in these rows; about a microsecond each.
+
+        Raises:
+            IndexError: a row is not there.
+        """
+        return column_keys(self._rows, self._actors, rows)
+
+    def row(self, number: int) -> EpisodeRow:
+        """A row, made from the columns.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        self._check(number)
+        value = {name: int(self._rows[name][number]) for name in _ROW}
+        source, version = Source(value["source"]), value["policy_version"]
+        _, runs = self._runs.between(_cell(value["task"], source), number, number + 1)
+        return EpisodeRow(
+            episode_id=f"{value['id_high']:016x}{value['id_low']:016x}",
+            actor_id=self._actors[value["actor"]],
+            sequence=value["sequence"],
+            task=self.tasks[value["task"]],
+            source=source,
+            num_steps=value["num_steps"],
+            human_steps=value["human_steps"],
+            num_interventions=value["num_interventions"],
+            policy_version=None if version < 0 else version,
+            outcome=OUTCOMES[value["outcome"]],
+            start_runs=tuple((int(first), int(count)) for first, count in runs),
+            end_utc_ns=value["end_utc_ns"],
+            indexed_utc_ns=value["indexed_utc_ns"],
+        )
 
     def add(self, row: EpisodeRow) -> bool:
-        """Add a row; False (and nothing happens) when its key is there already."""
-        if row.key in self._row_of_key:
+        """Add a row; False (and nothing happens) when its episode is there already.
+
+        Raises:
+            ValueError: the task is not a task of this run.
+        """
+        values = row_values(row)
+        task = self._number_of_task(row.task)
+        episode_id = int(row.episode_id, 16)
+        if episode_id in self._ids:
             return False
-        if row.task not in self._task_number:
-            raise ValueError(f"task {row.task!r} is not a task of this run: {', '.join(self.tasks)}")
-        number = len(self.rows)
-        cell = (self._task_number[row.task], row.source)
-        self.rows.append(row)
-        self._row_of_key[row.key] = number
+        number, cell = len(self), _cell(task, row.source)
+        self._rows.append({**values, "task": task, "actor": self._number_of_actor(row.actor_id)})
+        self._ids.add(episode_id)
         self._num_episodes[cell] += 1
-        for first, count in row.start_runs:
-            self._runs[cell].append(number, first, count)
+        self._runs.extend(cell, np.full(len(row.start_runs), number), np.asarray(row.start_runs).reshape(-1, 2))
         return True
+
+    def extend(self, *blocks: RowBlock) -> None:
+        """Add all rows of the blocks, in their order; much faster than one by one.
+
+        Raises:
+            ValueError: an episode is there already or comes twice, or a task is not of this run. Nothing was added.
+        """
+        for block in blocks:
+            for task in block.tasks:
+                self._number_of_task(task)
+        if not blocks:
+            return
+        high, low = (np.concatenate([block.columns[name] for block in blocks]) for name in ("id_high", "id_low"))
+        self._ids.update(high, low, unique=True)
+        self._rows.reserve(len(high))
+        self._runs.reserve(sum(len(block.runs) for block in blocks))
+        for block in blocks:
+            self._extend(block)
+
+    def block(self, start: int, stop: int) -> RowBlock:
+        """A copy of the rows in [start, stop).
+
+        Raises:
+            IndexError: not all of them are there.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"rows {start} to {stop} of an index with {len(self)} rows")
+        columns = {name: self._rows[name][start:stop].copy() for name in _ROW}
+        actors, columns["actor"] = _renumber(columns["actor"])
+        tasks, columns["task"] = _renumber(columns["task"])
+        parts = [self._runs.between(cell, start, stop) for cell in range(len(self._num_episodes))]
+        episode = np.concatenate([np.empty(0, np.int32), *(part for part, _ in parts)])
+        runs = np.concatenate([np.empty((0, 2), np.int32), *(part for _, part in parts)])
+        columns["num_runs"] = np.bincount(episode - start, minlength=stop - start).astype(np.int32)
+        return RowBlock(
+            actors=tuple(self._actors[number] for number in actors),
+            tasks=tuple(self.tasks[number] for number in tasks),
+            columns=columns,
+            runs=runs[np.argsort(episode, kind="stable")],
+        )
+
+    def from_fleet(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether the fleet recorded the episodes in these rows, not the lab before it started."""
+        return np.asarray(self._fleet["fleet"][self._rows["actor"][rows]])
 
     def num_episodes(self, source: Source, task: str | None = None) -> int:
         """Episodes in a buffer, of one task or of all."""
         tasks = range(len(self.tasks)) if task is None else (self._task_number[task],)
-        return sum(self._num_episodes[number, source] for number in tasks)
+        return sum(self._num_episodes[_cell(number, source)] for number in tasks)
 
     def num_starts(self, task: int, source: Source) -> int:
         """Window starts of a task (by number) in a buffer."""
-        return self._runs[task, source].num_starts
+        return self._runs.num_starts(_cell(task, source))
 
     def locate(
-        self, task: int, source: Source, ranks: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """Row and first step of the window starts with these ranks in [0, num_starts(task, source))."""
-        return self._runs[task, source].locate(ranks)
+        self, cells: Sequence[tuple[int, Source]], counts: Sequence[int], ranks: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Row and first step of window starts, given by their ranks, each in [0, num_starts(*its cell)).
+
+        Args:
+            cells: `(task number, buffer)` where the starts are.
+            counts: how many of the ranks belong to each of these cells.
+            ranks: those of the first cell, then those of the second, ...
+        """
+        return self._runs.locate([_cell(task, source) for task, source in cells], counts, ranks)
+
+    def _extend(self, block: RowBlock) -> None:
+        base, rows = len(self), len(block)
+        actor = np.asarray([self._number_of_actor(actor_id) for actor_id in block.actors], np.int32)
+        task = np.asarray([self._task_number[name] for name in block.tasks], np.int16)
+        numbers = {"actor": actor[block.columns["actor"]], "task": task[block.columns["task"]]}
+        self._rows.extend({**block.columns, **numbers}, rows)
+        cell = numbers["task"].astype(np.int32) * _SOURCES + block.columns["source"]
+        row_of_run = np.repeat(np.arange(rows), block.columns["num_runs"])
+        cell_of_run = cell[row_of_run]
+        for this in np.unique(cell).tolist():
+            self._num_episodes[this] += int((cell == this).sum())
+            chosen = cell_of_run == this
+            self._runs.extend(this, base + row_of_run[chosen], block.runs[chosen])
+
+    def _check(self, number: int) -> None:
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {number} of an index with {len(self)} rows")
+
+    def _number_of_task(self, task: str) -> int:
+        number = self._task_number.get(task)
+        if number is None:
+            raise ValueError(f"task {task!r} is not a task of this run: {', '.join(self.tasks)}")
+        return number
+
+    def _number_of_actor(self, actor_id: str) -> int:
+        number = self._actor_number.setdefault(actor_id, len(self._actors))
+        if number == len(self._actors):
+            self._actors.append(actor_id)
+            self._fleet.append({"fleet": not actor_id.startswith(layout.LAB_ACTOR)})
+        return number
+
+
+def _cell(task: int, source: int) -> int:
+    """Number of a task in a buffer."""
+    return task * _SOURCES + source
+
+
+def _renumber(numbers: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The numbers that occur, and the column counted in them."""
+    found, places = np.unique(numbers, return_inverse=True)
+    return found, places.astype(numbers.dtype)

@@ -7,20 +7,28 @@
      `list_every_s`)
 
 An event is a hint: lost, doubled or reordered events cost nothing, for the listing finds what is missing
-and a key that is known is skipped. Runs in a thread of its own; the learner takes what is ready between two
+and an episode that is known is skipped. Runs in a thread of its own; the learner takes what is ready between two
 steps, so the order of rows is decided in one place.
+
+An episode is known by its content hash, which covers actor and sequence number: 16 bytes are remembered of each.
+Bytes that are known are not fetched again under another key.
 """
 
+import contextlib
 import logging
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
+from sop.buffer.ids import IdSet
+from sop.buffer.rows import FOLDERS, RowBlock
+from sop.buffer.sequences import SequenceProgress, known_runs
 from sop.core import layout
 from sop.core.codec import EncodedEpisode, content_hash, decode
 from sop.core.episode import Episode
@@ -33,9 +41,16 @@ from sop.transport import Cursor, EventBus, ObjectStore
 from sop.transport.retry import Backoff, get_retrying
 
 _log = logging.getLogger(__name__)
-_SOURCE = {layout.EPISODES: Source.ONLINE, layout.DEMONSTRATIONS: Source.OFFLINE}
+_SOURCE = {folder: source for source, folder in FOLDERS.items()}
 _PAUSE_S = 1.0
 """Pause when the store does not answer; the next listing finds everything."""
+_FULL_PAUSE_S = 0.05
+MAX_READY_BYTES = 512 << 20
+"""Encoded episodes that wait to be indexed; beyond, the background thread waits for the learner."""
+MAX_REASONS = 1000
+"""Refused episodes whose reason is kept in memory; the store has the notes on all."""
+_MAX_VERSION = 10**8
+"""A version's number has 8 digits in the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,10 @@ class IngestedEpisode:
     key: EpisodeKey
     source: Source
     encoded: EncodedEpisode
+    spooled_utc_ns: int | None = None
+    """When it was durable on the robot's disk; None when no event told."""
+    uploaded_utc_ns: int | None = None
+    """When the store had it; None when no event told."""
 
 
 class Ingest:
@@ -73,15 +92,21 @@ class Ingest:
         self._list_every_s = list_every_s
         self._clock = clock
         self._cursor: Cursor | None = None
-        self._known: set[str] = set()
+        self._known = IdSet()
+        self._refused = IdSet()
         self._progress: dict[tuple[str, str], SequenceProgress] = {}
-        self._ready: queue.SimpleQueue[IngestedEpisode] = queue.SimpleQueue()
+        self._with_gaps: set[tuple[str, str]] = set()
+        self._ready: deque[IngestedEpisode] = deque()
+        self._ready_bytes = 0
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._listed_at: float | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._loop, name="ingest", daemon=True)
+        self.num_quarantined = 0
+        """Episodes that were refused."""
         self.quarantined: dict[str, str] = {}
-        """Key -> reason of every episode that was refused."""
+        """Key -> reason of the last MAX_REASONS of them."""
 
     def start(self) -> None:
         """Begin to work in the background."""
@@ -101,12 +126,11 @@ class Ingest:
         """
         if self._error is not None:
             raise self._error
-        taken = []
-        while True:
-            try:
-                taken.append(self._ready.get_nowait())
-            except queue.Empty:
-                return taken
+        with self._lock:
+            taken = list(self._ready)
+            self._ready.clear()
+            self._ready_bytes = 0
+        return taken
 
     def finish(self) -> list[IngestedEpisode]:
         """Stop the thread, list the store a last time (blocking), and take everything that is ready.
@@ -119,10 +143,10 @@ class Ingest:
         return self.drain()
 
     def take(self, keys: Iterable[str]) -> list[IngestedEpisode]:
-        """Fetch and check exactly these episodes now, in this order (blocking): resuming from a checkpoint.
+        """Fetch and check exactly these episodes now, in this order (blocking). Call before `start`.
 
         Raises:
-            InvalidRecord, NotFound: an episode of the checkpoint is damaged or gone.
+            InvalidRecord, NotFound: one of them is damaged or gone.
         """
         taken = []
         for key in keys:
@@ -131,28 +155,42 @@ class Ingest:
             self._mark_known(parsed)
         return taken
 
-    def missing(self) -> dict[str, list[int]]:
+    def resume(self, blocks: Sequence[RowBlock]) -> None:
+        """These rows are indexed already: look only for what is newer. Call before `start`; fetches nothing."""
+        if not blocks:
+            return
+        high, low = (np.concatenate([block.columns[name] for block in blocks]) for name in ("id_high", "id_low"))
+        self._known.update(high, low)
+        for name, runs in known_runs(blocks).items():
+            self._progress.setdefault(name, SequenceProgress()).extend(runs)
+            self._note_gaps(name)
+
+    def everything(self) -> Iterator[IngestedEpisode]:
+        """Fetch and check all that is not known yet, one by one, in the order of folder, actor and number (blocking).
+
+        To rebuild the index; call before `start`. What is bad is quarantined.
+        """
+        for _ in self._listing():
+            yield from self.drain()
+
+    def missing(self) -> dict[str, list[range]]:
         """Actor -> sequence numbers that are missing although later ones arrived; empty when nothing is lost."""
-        gaps = {actor_id: progress.missing() for (_, actor_id), progress in list(self._progress.items())}
-        return {actor_id: numbers for actor_id, numbers in gaps.items() if numbers}
+        gaps: dict[str, list[range]] = {}
+        for folder, actor_id in list(self._with_gaps):
+            gaps.setdefault(actor_id, []).extend(self._progress[folder, actor_id].missing())
+        return {actor_id: ranges for actor_id, ranges in gaps.items() if ranges}
 
     def reconcile(self) -> int:
         """List the store and handle everything that is not known yet; returns how many were new (blocking)."""
-        found = 0
-        for folder in _SOURCE:
-            for actor_id in list(actors(self._store, folder)):
-                progress = self._progress.get((folder, actor_id), SequenceProgress())
-                for key in self._store.keys(f"{folder}/{actor_id}/", after=progress.last_key):
-                    found += self._handle(key)
-        self._listed_at = self._clock()
-        return found
+        return sum(self._listing())
 
     def poll(self, timeout_s: float) -> int:
         """Handle announced episodes; blocks at most `timeout_s` for the first; returns how many were new."""
         found = 0
         for cursor, data in self._bus.poll(TOPIC_EPISODES, self._cursor, timeout_s):
             try:
-                found += self._handle(decode_event(data, EpisodeCommitted).key)
+                event = decode_event(data, EpisodeCommitted)
+                found += self._handle(event.key, event)
             except InvalidRecord as error:
                 _log.warning("ignored an event on %r: %s", TOPIC_EPISODES, error)
             self._cursor = cursor
@@ -162,38 +200,70 @@ class Ingest:
         try:
             while not self._stop.is_set():
                 try:
-                    if self._listed_at is None or self._clock() - self._listed_at >= self._list_every_s:
-                        self.reconcile()
-                    self.poll(timeout_s=0.2)
+                    found = self.poll(timeout_s=0.2 if self._listed_at is not None else 0)
+                    if self._listing_is_due(after_events=found == 0):
+                        for _ in self._listing():
+                            if self._stop.is_set():
+                                return
                 except StoreUnavailable as error:
                     _log.warning("ingest waits for the store: %s", error)
                     self._stop.wait(_PAUSE_S)
         except BaseException as error:  # noqa: BLE001 - handed to the owner, who raises it in drain()
             self._error = error
 
-    def _handle(self, key: str) -> int:
-        if key in self._known:
+    def _listing_is_due(self, *, after_events: bool) -> bool:
+        """Events first, as long as they come: they carry times that a listing does not. Then twice as long at most."""
+        if self._listed_at is None:
+            return after_events
+        return self._clock() - self._listed_at >= self._list_every_s * (1 if after_events else 2)
+
+    def _listing(self) -> Iterator[int]:
+        """Handle what is listed and not known yet: 1 for each new episode, 0 for what is none."""
+        for folder in _SOURCE:
+            for actor_id in self._store.folders(f"{folder}/"):
+                progress = self._progress.get((folder, actor_id), SequenceProgress())
+                for key in self._store.keys(f"{folder}/{actor_id}/", after=progress.last_key):
+                    yield self._handle(key)
+        self._listed_at = self._clock()
+
+    def _handle(self, key: str, event: EpisodeCommitted | None = None) -> int:
+        refused = int(content_hash(key.encode()), 16)
+        if refused in self._refused:
             return 0
         try:
             parsed = EpisodeKey.parse(key)
-            ingested = self._fetch(parsed)
+            if int(parsed.episode_id, 16) in self._known:
+                self._mark_known(parsed)
+                return 0
+            ingested = self._fetch(parsed, event)
         except InvalidRecord as error:
             self._quarantine(key, str(error))
+            self._refused.add(refused)
             return 0
         except NotFound:
             _log.warning("%s was announced but is not in the store; the next listing will find it", key)
             return 0
         self._mark_known(parsed)
-        self._ready.put(ingested)
+        self._hand_over(ingested)
         return 1
 
-    def _fetch(self, key: EpisodeKey) -> IngestedEpisode:
+    def _hand_over(self, episode: IngestedEpisode) -> None:
+        """Make an episode ready; in the background it waits for room first."""
+        behind = threading.current_thread() is self._thread
+        while behind and self._ready_bytes > MAX_READY_BYTES and not self._stop.is_set():
+            self._stop.wait(_FULL_PAUSE_S)
+        with self._lock:
+            self._ready.append(episode)
+            self._ready_bytes += episode.encoded.num_bytes
+
+    def _fetch(self, key: EpisodeKey, event: EpisodeCommitted | None = None) -> IngestedEpisode:
         data = get_retrying(self._store, str(key), attempts=4, backoff=Backoff(random.Random()), pause=self._stop.wait)
         if content_hash(data) != key.episode_id:
             raise InvalidRecord("episode_id", f"the bytes hash to {content_hash(data)}, the key says {key.episode_id}")
         episode = decode(data)
         self._check(key, episode)
-        return IngestedEpisode(key, _SOURCE[key.folder], EncodedEpisode(data))
+        spooled, uploaded = (None, None) if event is None else (event.spooled_utc_ns, event.committed_utc_ns)
+        return IngestedEpisode(key, _SOURCE[key.folder], EncodedEpisode(data), _time(spooled), _time(uploaded))
 
     def _check(self, key: EpisodeKey, episode: Episode) -> None:
         """Does the episode belong to this run, and is it the one that its key names?"""
@@ -213,6 +283,10 @@ class Ingest:
         for field, (got, expected) in facts.items():
             if got != expected:
                 raise InvalidRecord(field, f"got {got}, expected {expected}")
+        if episode.policy_version is not None and not 0 <= episode.policy_version < _MAX_VERSION:
+            raise InvalidRecord("policy_version", f"{episode.policy_version} is not a version")
+        if _time(episode.end_utc_ns) is None:
+            raise InvalidRecord("end_utc_ns", f"{episode.end_utc_ns} is not a time in nanoseconds")
         if episode.task not in self._run.instructions:
             raise InvalidRecord("task", f"{episode.task!r} is not a task of this run")
 
@@ -222,49 +296,30 @@ class Ingest:
         except (AlreadyExists, ValueError) as error:
             _log.info("no new quarantine note for %s: %s", key, error)
         _log.warning("quarantined %s: %s", key, reason)
+        self.num_quarantined += 1
         self.quarantined[key] = reason
-        try:
-            self._mark_known(EpisodeKey.parse(key))
-        except InvalidRecord:
-            self._known.add(key)
+        if len(self.quarantined) > MAX_REASONS:
+            del self.quarantined[next(iter(self.quarantined))]
+        with contextlib.suppress(InvalidRecord):
+            self._note(EpisodeKey.parse(key))
 
     def _mark_known(self, key: EpisodeKey) -> None:
-        self._known.add(str(key))
-        self._progress.setdefault((key.folder, key.actor_id), SequenceProgress()).add(key.sequence, str(key))
+        self._known.add(int(key.episode_id, 16))
+        self._note(key)
+
+    def _note(self, key: EpisodeKey) -> None:
+        """The listing need not come back to this number."""
+        name = (key.folder, key.actor_id)
+        self._progress.setdefault(name, SequenceProgress()).add(key.sequence, str(key))
+        self._note_gaps(name)
+
+    def _note_gaps(self, name: tuple[str, str]) -> None:
+        if self._progress[name].has_gaps:
+            self._with_gaps.add(name)
+        else:
+            self._with_gaps.discard(name)
 
 
-class SequenceProgress:
-    """Up to where the sequence numbers of one actor are complete."""
-
-    def __init__(self) -> None:
-        self.next_sequence = 0
-        """First sequence number that is missing."""
-        self.last_key: str | None = None
-        """Key of the episode before it; listings start after it."""
-        self._early: dict[int, str] = {}
-
-    def add(self, sequence: int, key: str) -> None:
-        """Note that an episode is known; idempotent, any order."""
-        if sequence >= self.next_sequence:
-            self._early[sequence] = key
-        while self.next_sequence in self._early:
-            self.last_key = self._early.pop(self.next_sequence)
-            self.next_sequence += 1
-
-    def missing(self) -> list[int]:
-        """Sequence numbers that are missing although later ones are known."""
-        return [
-            number for number in range(self.next_sequence, max(self._early, default=0)) if number not in self._early
-        ]
-
-
-def actors(store: ObjectStore, folder: str) -> Iterator[str]:
-    """Ids of the actors that have episodes in a folder, one short listing each."""
-    after: str | None = None
-    while True:
-        key = next(iter(store.keys(f"{folder}/", after=after)), None)
-        if key is None:
-            return
-        actor_id = key.split("/")[1]
-        yield actor_id
-        after = f"{folder}/{actor_id}0"  # '0' is the character after '/': skips all keys of this actor
+def _time(utc_ns: int | None) -> int | None:
+    """A time from outside, None when it is none."""
+    return utc_ns if utc_ns is not None and 0 <= utc_ns < 1 << 63 else None

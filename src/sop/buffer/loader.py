@@ -1,69 +1,34 @@
 """From windows to batches: payloads are fetched when needed, kept within a bound, and prepared ahead.
 
-The order of draws does not depend on threads: the learner draws, the loader only fetches. Batch j is drawn
-`depth` steps before it is used, always after the same losses, so a run can be repeated and resumed exactly.
+    learner's thread   draw -> windows -> keys of their episodes
+    loader's thread    labels of the episodes (kept) -> BatchPlan -> decode here, or in a worker process -> Batch
+
+The order of draws does not depend on threads or processes: the learner draws, the loader only fetches. Batch j is
+drawn `depth` steps before it is used, always after the same losses, so a run can be repeated and resumed exactly.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sop.buffer.cache import Payloads
 from sop.buffer.index import EpisodeIndex
+from sop.buffer.jobs import BatchPlan, allocate_fresh, assemble
 from sop.buffer.windows import valid_lengths
+from sop.buffer.workers import DecodePool
 from sop.core.codec import EncodedEpisode
 from sop.core.experience import Batch, StepLabels, Windows
 
 Annotate = Callable[[EncodedEpisode], StepLabels]
-
-
-class PayloadCache:
-    """Encoded episodes by key, least recently used out first, at most `max_bytes`. Thread-safe.
-
-    Args:
-        fetch: reads the bytes of an episode (blocking); the bytes passed `decode` at ingest.
-        max_bytes: bound of the encoded bytes that are kept.
-    """
-
-    def __init__(self, fetch: Callable[[str], bytes], max_bytes: int) -> None:
-        if max_bytes <= 0:
-            raise ValueError(f"max_bytes must be positive, got {max_bytes}")
-        self._fetch = fetch
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._entries: OrderedDict[str, EncodedEpisode] = OrderedDict()
-        self._lock = Lock()
-
-    @property
-    def num_bytes(self) -> int:
-        """Encoded bytes that are kept now."""
-        return self._num_bytes
-
-    def get(self, key: str) -> EncodedEpisode:
-        """The episode under `key`; blocks for a fetch when it is not kept."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._entries.move_to_end(key)
-                return entry
-        entry = EncodedEpisode(self._fetch(key))
-        self.put(key, entry)
-        return entry
-
-    def put(self, key: str, episode: EncodedEpisode) -> None:
-        """Keep an episode that is at hand; idempotent."""
-        with self._lock:
-            if key in self._entries:
-                return
-            self._entries[key] = episode
-            self._num_bytes += episode.num_bytes
-            while self._num_bytes > self._max_bytes and len(self._entries) > 1:
-                _, oldest = self._entries.popitem(last=False)
-                self._num_bytes -= oldest.num_bytes
+LABEL_BYTES = 256 << 20
+"""Labels that are kept: 7 bytes per step, so those of about 120,000 episodes of 300 steps."""
+_ENTRY_BYTES = 600
+"""What a kept entry costs beside its arrays' content."""
 
 
 class BatchLoader:
@@ -72,54 +37,55 @@ class BatchLoader:
         batch = loader.next()        # waits only when the payloads are not there yet
 
     Args:
-        index: names the episodes that windows refer to.
+        index: names the episodes that windows refer to; read in the thread that calls `next` or `load`.
         cache: their payloads.
-        annotate: the algorithm's opinion on an episode (loss weights, segments).
+        annotate: the algorithm's opinion on an episode (loss weights, segments); asked once per episode.
         draw: makes the next draw; called by `next` in the learner's thread.
         horizon: H, steps per window.
         depth: batches drawn ahead.
+        decode_workers: processes that decode; 0 decodes in a thread of this process. The batches are the same.
+
+    Raises:
+        ValueError: worker processes and a cache without files.
     """
 
     def __init__(
         self,
         index: EpisodeIndex,
-        cache: PayloadCache,
+        cache: Payloads,
         annotate: Annotate,
         draw: Callable[[], Windows],
         *,
         horizon: int,
         depth: int,
+        decode_workers: int = 0,
     ) -> None:
+        if decode_workers and not cache.on_disk:
+            raise ValueError("worker processes read files: use a cache on disk, or decode_workers=0")
         self._index = index
         self._cache = cache
-        self._annotate = annotate
+        self._labels = LabelCache(cache, annotate, horizon, LABEL_BYTES)
         self._draw = draw
-        self._horizon = horizon
         self._depth = depth
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="batch-loader")
+        self._pool = DecodePool(decode_workers) if decode_workers else None
+        self._executor = ThreadPoolExecutor(max(1, decode_workers), thread_name_prefix="batch-loader")
         self._pending: deque[tuple[Windows, Future[Batch]]] = deque()
 
     def next(self) -> Batch:
-        """The batch drawn `depth` calls ago; draws another one. Blocks until its payloads are there."""
+        """The batch drawn `depth` calls ago; draws another one. Blocks until its payloads are there.
+
+        Raises:
+            InvalidRecord, NotFound, StoreUnavailable: a payload cannot be had; names the episode.
+            RunError: worker processes die of it.
+        """
         while len(self._pending) <= self._depth:
             self._submit(self._draw())
         _, future = self._pending.popleft()
         return future.result()
 
     def load(self, windows: Windows) -> Batch:
-        """Fetch the payload of given windows now (blocking)."""
-        parts = [self._window(int(row), int(start)) for row, start in zip(windows.episode, windows.start, strict=True)]
-        indicators = [part.indicator for part in parts if part.indicator is not None]
-        return Batch(
-            windows=windows,
-            images={camera: np.stack([part.images[camera] for part in parts]) for camera in parts[0].images},
-            state=np.stack([part.state for part in parts]),
-            action=np.stack([part.action for part in parts]),
-            loss_weight=np.stack([part.loss_weight for part in parts]),
-            instruction=tuple(part.instruction for part in parts),
-            policy_version=np.asarray([part.policy_version for part in parts], np.int64),
-            advantage_indicator=np.asarray(indicators, np.int8) if len(indicators) == len(parts) else None,
-        )
+        """Fetch the payload of given windows now (blocking); raises like `next`."""
+        return self._load(windows, *self._episodes(windows))
 
     def pending(self) -> list[Windows]:
         """Draws that are on their way, oldest first; part of a checkpoint."""
@@ -131,39 +97,119 @@ class BatchLoader:
         for windows in pending:
             self._submit(windows)
 
+    def relabel(self) -> None:
+        """Ask the algorithm again about every episode, because its opinion has changed. What is on its way stays."""
+        self._labels.clear()
+
     def close(self) -> None:
-        """Stop the worker; what is on its way is dropped. Idempotent."""
+        """Stop threads and processes; what is on its way is dropped. Batches stay valid. Idempotent."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.close()
 
     def _submit(self, windows: Windows) -> None:
-        self._pending.append((windows, self._executor.submit(self.load, windows)))
+        self._pending.append((windows, self._executor.submit(self._load, windows, *self._episodes(windows))))
 
-    def _window(self, row: int, start: int) -> "_Window":
-        episode = self._cache.get(self._index.rows[row].key)
-        labels = self._annotate(episode)
-        length = int(valid_lengths(labels, self._horizon)[start])
-        steps = np.minimum(np.arange(start, start + self._horizon), start + max(length, 1) - 1)
-        weight = np.zeros(self._horizon, np.float32)
-        weight[:length] = labels.loss_weight[start : start + length]
-        indicator = labels.advantage_indicator
-        return _Window(
-            images={camera: episode.frame(camera, start) for camera in episode.cameras},
-            state=episode.state[start],
-            action=episode.action[steps],
+    def _episodes(self, windows: Windows) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
+        """Keys of the distinct episodes, and which of them each window is cut from."""
+        rows, inverse = np.unique(windows.episode, return_inverse=True)
+        return tuple(self._index.key(int(row)) for row in rows), inverse.astype(np.int32)
+
+    def _load(self, windows: Windows, keys: tuple[str, ...], row: npt.NDArray[np.int32]) -> Batch:
+        plan = self._plan(windows, keys, row)
+        if self._pool is None:
+            return assemble(plan, [self._cache.get(key) for key in keys], allocate_fresh)
+        with self._cache.holding(keys) as paths:
+            return self._pool.load(plan, paths)
+
+    def _plan(self, windows: Windows, keys: tuple[str, ...], row: npt.NDArray[np.int32]) -> BatchPlan:
+        labels = [self._labels.get(key) for key in keys]
+        count = len(windows)
+        length = np.zeros(count, np.int16)
+        weight = np.zeros((count, self._labels.horizon), np.float32)
+        indicator = np.zeros(count, np.int8)
+        for window, (number, start) in enumerate(zip(row.tolist(), windows.start.tolist(), strict=True)):
+            its = labels[number]
+            length[window] = steps = int(its.length[start])
+            weight[window, :steps] = its.loss_weight[start : start + steps]
+            if its.indicator is not None:
+                indicator[window] = its.indicator[start]
+        complete = all(its.indicator is not None for its in labels)
+        return BatchPlan(
+            windows=windows,
+            keys=keys,
+            row=row,
+            length=length,
             loss_weight=weight,
-            instruction=episode.header.instruction,
-            policy_version=-1 if episode.policy_version is None else episode.policy_version,
-            indicator=None if indicator is None else int(indicator[start]),
+            advantage_indicator=indicator if complete else None,
         )
 
 
-class _Window(NamedTuple):
-    """The payload of one window; the fields are rows of `Batch`."""
+@dataclass(frozen=True, slots=True)
+class WindowLabels:
+    """What the windows of one episode need of its labels."""
 
-    images: dict[str, npt.NDArray[np.uint8]]
-    state: npt.NDArray[np.float32]
-    action: npt.NDArray[np.float32]
+    length: npt.NDArray[np.int16]
+    """[T] steps that count in a window that starts here."""
     loss_weight: npt.NDArray[np.float32]
-    instruction: str
-    policy_version: int
-    indicator: int | None
+    """[T]"""
+    indicator: npt.NDArray[np.int8] | None
+    """[T] or None."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory, about."""
+        arrays = (self.length, self.loss_weight, self.indicator)
+        return _ENTRY_BYTES + sum(array.nbytes for array in arrays if array is not None)
+
+
+class LabelCache:
+    """Labels of episodes, computed once, least recently used out first. Thread-safe.
+
+    Args:
+        payloads: whose columns are annotated; images are not touched.
+        annotate: deterministic; may run in two threads at once.
+        horizon: H, steps per window, less than 2^15.
+        max_bytes: bound of what is kept.
+    """
+
+    def __init__(self, payloads: Payloads, annotate: Annotate, horizon: int, max_bytes: int) -> None:
+        if not 0 < horizon < 1 << 15:
+            raise ValueError(f"horizon must be in [1, 32767], got {horizon}")
+        self.horizon = horizon
+        self.num_bytes = 0
+        """Memory of what is kept, about."""
+        self._payloads = payloads
+        self._annotate = annotate
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, WindowLabels] = OrderedDict()
+        self._generation = 0
+        self._lock = Lock()
+
+    def get(self, key: str) -> WindowLabels:
+        """Labels of an episode; blocks for its columns when they are not kept. Raises like `Payloads.get`."""
+        with self._lock:
+            entry, generation = self._entries.get(key), self._generation
+            if entry is not None:
+                self._entries.move_to_end(key)
+                return entry
+        labels = self._annotate(self._payloads.get(key))
+        entry = WindowLabels(
+            valid_lengths(labels, self.horizon).astype(np.int16),
+            np.asarray(labels.loss_weight, np.float32),
+            None if labels.advantage_indicator is None else np.asarray(labels.advantage_indicator, np.int8),
+        )
+        with self._lock:
+            if generation == self._generation and key not in self._entries:
+                self._entries[key] = entry
+                self.num_bytes += entry.num_bytes
+                while self.num_bytes > self._max_bytes and len(self._entries) > 1:
+                    self.num_bytes -= self._entries.popitem(last=False)[1].num_bytes
+        return entry
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self.num_bytes = 0
+            self._generation += 1

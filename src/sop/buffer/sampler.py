@@ -12,7 +12,7 @@ is twice the offline one (alpha = 1.5).
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,53 @@ def online_share(mean_online: float, mean_offline: float, config: SamplerConfig)
     return min(max(share, config.min_share), config.max_share)
 
 
+_LOSS_BITS = 80
+"""Losses are added up as multiples of 2^-80: what a window adds it takes away again, to the last bit."""
+
+
+class LossWindow:
+    """The losses of the last `length` learner steps, with their mean at hand.
+
+    The sum is a whole number, so it depends on the entries alone and not on what came and went before: a
+    restored window has exactly the mean of one that ran on.
+
+    Args:
+        length: learner steps, W.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._entries: deque[tuple[int, float]] = deque()
+        self._sum = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the entries, rounded once; there has to be one."""
+        return self._sum / (len(self._entries) << _LOSS_BITS)
+
+    def append(self, step: int, loss: float) -> None:
+        """Add the loss (finite) of a step; steps ascend."""
+        self._entries.append((step, loss))
+        self._sum += _fixed(loss)
+
+    def forget(self, step: int) -> None:
+        """Drop what lies outside of the window that ends with `step`."""
+        while self._entries and self._entries[0][0] <= step - self._length:
+            self._sum -= _fixed(self._entries.popleft()[1])
+
+    def entries(self) -> list[tuple[int, float]]:
+        """`(step, loss)`, oldest first."""
+        return list(self._entries)
+
+    def load(self, entries: Iterable[tuple[int, float]]) -> None:
+        """Take up the entries of another window instead of these."""
+        self._entries = deque((int(step), float(loss)) for step, loss in entries)
+        self._sum = sum(_fixed(loss) for _, loss in self._entries)
+
+
 class AdaptiveSampler:
     """Draws windows from both buffers. The learner's use of it:
 
@@ -52,8 +99,8 @@ class AdaptiveSampler:
         self._config = config
         self._rng = np.random.default_rng(seed)
         self._step = 0
-        self._losses: dict[tuple[int, Source], deque[tuple[int, float]]] = {
-            (task, source): deque() for task in range(len(index.tasks)) for source in Source
+        self._losses = {
+            (task, source): LossWindow(config.window) for task in range(len(index.tasks)) for source in Source
         }
 
     def share(self, task: int) -> float | None:
@@ -65,11 +112,10 @@ class AdaptiveSampler:
             return 1.0
         if online < self._config.min_online_starts:
             return 0.0
-        histories = [self._losses[task, source] for source in (Source.ONLINE, Source.OFFLINE)]
-        if min(len(history) for history in histories) < self._config.min_entries:
+        on, off = self._losses[task, Source.ONLINE], self._losses[task, Source.OFFLINE]
+        if min(len(on), len(off)) < max(1, self._config.min_entries):
             return 0.5
-        mean_online, mean_offline = (sum(loss for _, loss in history) / len(history) for history in histories)
-        return online_share(mean_online, mean_offline, self._config)
+        return online_share(on.mean, off.mean, self._config)
 
     def draw(self, batch_size: int) -> Windows:
         """Draw a batch: the counts per task and buffer differ from their expectation by less than one.
@@ -78,27 +124,25 @@ class AdaptiveSampler:
             RunError: no buffer holds a single window.
         """
         cells, expected = self._cells(batch_size)
-        parts = []
-        for cell, count in zip(cells, self._systematic_counts(expected), strict=True):
-            task, source = cell
-            ranks = self._rng.integers(0, self._index.num_starts(task, source), size=count)
-            episode, start = self._index.locate(task, source, ranks)
-            parts.append((episode, start, np.full(count, task, np.int32), np.full(count, source, np.uint8)))
-        episode, start, tasks, sources = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Windows(episode, start, tasks, sources)
+        counts = self._systematic_counts(expected)
+        starts = [self._index.num_starts(task, source) for task, source in cells]
+        ranks = self._rng.integers(0, np.repeat(starts, counts))
+        episode, start = self._index.locate(cells, counts.tolist(), ranks)
+        task, source = np.repeat(np.asarray(cells), counts, axis=0).T
+        return Windows(episode.astype(np.int64), start.astype(np.int32), task.astype(np.int32), source.astype(np.uint8))
 
     def observe(self, windows: Windows, losses: npt.NDArray[np.float32]) -> None:
         """Take the losses [B] of one learner step: one entry per (task, buffer) that the step drew from."""
         self._step += 1
-        for task, source in self._losses:
-            chosen = (windows.task == task) & (windows.source == source)
-            values = losses[chosen]
-            values = values[np.isfinite(values)]
-            if values.size:
-                self._losses[task, source].append((self._step, float(values.mean(dtype=np.float64))))
-            history = self._losses[task, source]
-            while history and history[0][0] <= self._step - self._config.window:
-                history.popleft()
+        finite = np.isfinite(losses)
+        cell = (windows.task * len(Source) + windows.source)[finite]
+        number = np.bincount(cell, minlength=len(self._losses)).tolist()
+        total = np.bincount(cell, weights=losses[finite], minlength=len(self._losses)).tolist()
+        for (task, source), history in self._losses.items():
+            place = task * len(Source) + source
+            if number[place]:
+                history.append(self._step, total[place] / number[place])
+            history.forget(self._step)
 
     def metrics(self) -> dict[str, float]:
         """Per task: online share and mean losses, as `sampler/...`."""
@@ -109,9 +153,8 @@ class AdaptiveSampler:
                 values[f"sampler/online_share/{task}"] = share
             for source in Source:
                 history = self._losses[number, source]
-                if history:
-                    mean = sum(loss for _, loss in history) / len(history)
-                    values[f"sampler/loss_{source.name.lower()}/{task}"] = mean
+                if len(history):
+                    values[f"sampler/loss_{source.name.lower()}/{task}"] = history.mean
         return values
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +163,7 @@ class AdaptiveSampler:
             "rng": self._rng.bit_generator.state,
             "step": self._step,
             "losses": {
-                f"{self._index.tasks[task]}/{source.name}": list(history)
+                f"{self._index.tasks[task]}/{source.name}": history.entries()
                 for (task, source), history in self._losses.items()
             },
         }
@@ -130,9 +173,7 @@ class AdaptiveSampler:
         self._rng.bit_generator.state = state["rng"]
         self._step = state["step"]
         for (task, source), history in self._losses.items():
-            history.clear()
-            saved = state["losses"].get(f"{self._index.tasks[task]}/{source.name}", [])
-            history.extend((int(step), float(loss)) for step, loss in saved)
+            history.load(state["losses"].get(f"{self._index.tasks[task]}/{source.name}", []))
 
     def _cells(self, batch_size: int) -> tuple[list[tuple[int, Source]], npt.NDArray[np.float64]]:
         shares = {task: self.share(task) for task in range(len(self._index.tasks))}
@@ -159,3 +200,8 @@ class AdaptiveSampler:
         counts = np.empty(len(expected), np.int64)
         counts[order] = np.diff(marks).astype(np.int64)
         return counts
+
+
+def _fixed(loss: float) -> int:
+    """A finite loss as a whole number of 2^-80; what is smaller is cut off."""
+    return int(math.ldexp(loss, _LOSS_BITS))
