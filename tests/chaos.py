@@ -18,6 +18,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from sop.buffer.segments import read_segment
+from sop.core.layout import SegmentKey
+from sop.transport import DirectoryStore
+
 ROLES = ("actor", "learner", "evaluator", "store")
 OUTAGE_S = 0.5
 """How long the store is away: within the patience of every process that is waiting for it."""
@@ -90,7 +94,9 @@ def count(folder: Path) -> dict[str, int]:
     journals = (folder / "actors").glob("robot-*/spool/journal")
     recorded = Counter(line for journal in journals for line in journal.read_text().splitlines())
     states = sorted((folder / "store" / "checkpoints").glob("*/state.json"))
-    keys = json.loads(states[-1].read_text())["state"]["episodes"]
+    store = DirectoryStore(folder / "store")
+    segments = [SegmentKey.parse(key) for key in json.loads(states[-1].read_text())["segments"]]
+    keys = [key for segment in segments for key in read_segment(store, segment).episode_keys()]
     indexed = Counter(key for key in keys if key.startswith("episodes/"))
     return {
         "recorded": sum(recorded.values()),

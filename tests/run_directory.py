@@ -9,11 +9,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sop.buffer import EpisodeRow, IndexSegments, RowBlock
+from sop.buffer.segments import IndexRows
 from sop.core import layout
 from sop.core.codec import content_hash, encode
 from sop.core.embodiment import Embodiment
 from sop.core.episode import Controller, Episode, Intervention, Outcome, human_runs
 from sop.core.evaluation import EvaluationResult, TaskResult
+from sop.core.experience import Source
 from sop.core.layout import EpisodeKey
 from sop.core.run import RunManifest
 from sop.metrics import JsonlSink
@@ -82,6 +85,25 @@ def make_episode(
     )
 
 
+def _row(key: str) -> EpisodeRow:
+    facts = EpisodeKey.parse(key)
+    return EpisodeRow(
+        episode_id=facts.episode_id,
+        actor_id=facts.actor_id,
+        sequence=facts.sequence,
+        task="open",
+        source=Source.ONLINE if facts.folder == layout.EPISODES else Source.OFFLINE,
+        num_steps=facts.num_steps,
+        human_steps=0,
+        num_interventions=0,
+        policy_version=None,
+        outcome=Outcome.SUCCESS,
+        start_runs=(),
+        end_utc_ns=0,
+        indexed_utc_ns=0,
+    )
+
+
 @dataclass
 class RunDirectory:
     """A run directory under construction; every method writes what the process of that name would have written."""
@@ -131,7 +153,9 @@ class RunDirectory:
 
     def checkpoint(self, step: int, keys: Sequence[str]) -> None:
         """Save what the learner has indexed."""
-        state = {"learner_step": step, "tensors_hash": "", "state": {"episodes": list(keys)}}
+        rows = IndexRows((), (RowBlock.from_rows([_row(key) for key in keys]),) if keys else ())
+        segments = IndexSegments(self.store, "0" * 32).save(rows)
+        state = {"learner_step": step, "tensors_hash": "", "segments": segments, "state": {}}
         self.store.put(f"{layout.checkpoint_folder(step)}/state.json", msgspec.json.encode(state))
 
     def publish(self, *versions: int) -> None:

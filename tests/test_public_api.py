@@ -9,16 +9,17 @@ PUBLIC = {
     "actor": "Actor ActorReporter ActorSettings ActorState ChunkPlayback EpisodeRecorder EpisodeSpool SafetyGate "
     "SpoolWriter Uploader",
     "algorithms": "ALGORITHMS Algorithm AlgorithmKind EpisodeFacts LossPolicy make_algorithm",
-    "broadcast": "PolicyFacts PolicyManifest Publisher StagedPolicy Subscriber fetch_manifest fetch_policy "
-    "fetch_weights published_versions",
-    "buffer": "AdaptiveSampler BatchLoader EpisodeIndex EpisodeRow Ingest IngestedEpisode PayloadCache",
+    "broadcast": "PolicyFacts PolicyManifest PolicyReader Prepare Publisher ReadCost ReadPolicy StagedPolicy "
+    "Subscriber fetch_manifest fetch_policy fetch_weights prepare_with published_versions",
+    "buffer": "AdaptiveSampler BatchLoader EpisodeIndex EpisodeRow IndexSegments Ingest IngestedEpisode PayloadCache "
+    "Payloads RowBlock labels_id open_payloads",
     "learner": "Bookkeeping Checkpoint CheckpointStore Learner Optimization",
     "operators": "Demonstrator Nobody OPERATORS Operator Oracle StandIn check_operator make_operator",
     "policies": "POLICIES PolicyKind TrainablePolicy check_policy compute_normalization freeze make_policy make_spec",
     "report": "describe summarise write_report",
     "robots": "DEPLOYMENT LAB ROBOTS RobotObservation Scene SimulatedRobot make_robot",
-    "transport": "BUSES Cursor DirectoryStore EventBus ObjectStore STORES SqliteBus default_bus_url open_bus "
-    "open_store probe",
+    "transport": "BUSES Cursor Data DirectoryStore EventBus MapsObjects ObjectStore STORES SqliteBus default_bus_url "
+    "open_bus open_store probe",
 }
 
 

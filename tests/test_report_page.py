@@ -161,6 +161,7 @@ def _facts(controllers: str, outcome: Outcome = Outcome.SUCCESS) -> EpisodeFacts
         interventions=episode.interventions,
         start_utc_ns=episode.start_utc_ns,
         end_utc_ns=episode.end_utc_ns,
+        policy_times=None,
     )
 
 

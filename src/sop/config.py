@@ -151,6 +151,11 @@ class LearnerConfig:
     """Regular expression: parameters whose name it matches are not trained."""
     publish_every: int = 25
     """Learner steps between two published policies."""
+    publish_dtype: str = "float32"
+    """`float32`, or `bfloat16`: half the bytes, rounded to the nearest."""
+    publish_encoding: str = "auto"
+    """`full` writes one file per policy, to be read where it lies; `packed` writes differences, for robots behind a
+    link; `auto` is full when the store is a directory and packed when it is not."""
     checkpoint_every: int = 200
     """Learner steps between two checkpoints."""
     max_draws_per_start: float = 12.0
@@ -163,6 +168,13 @@ class LearnerConfig:
     """Share of the learning rate that is left at the end of the cool-down."""
     prefetch: int = 2
     """Batches that are prepared ahead."""
+    decode_workers: int = 1
+    """Processes that decode images beside the learner; 0 decodes in a thread of it. The batches are the same."""
+    disk_cache_gb: float = 50.0
+    """Bound of the episodes kept in `<folder>/cache`, gigabytes, when the store is not a directory of this machine;
+    0 keeps them in memory, which needs `decode_workers` = 0."""
+    cache_gb: float = 4.0
+    """Bound of the encoded episodes kept in memory, gigabytes, when `disk_cache_gb` is 0."""
     device: str = "auto"
     """Where the learner computes, e.g. `cpu` or `cuda:0`; `auto` takes a GPU when there is one."""
     threads: int = 1
@@ -175,6 +187,17 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "publish_every", "checkpoint_every", "threads", "prefetch", "keep_policies"):
             _require(getattr(self, name) >= 1, f"learner.{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.decode_workers >= 0, f"learner.decode_workers must be 0 or more, got {self.decode_workers}")
+        _require(self.disk_cache_gb >= 0, f"learner.disk_cache_gb must be 0 or more, got {self.disk_cache_gb}")
+        _require(self.cache_gb > 0, f"learner.cache_gb must be positive, got {self.cache_gb}")
+        _require(
+            self.publish_dtype in ("float32", "bfloat16"),
+            f"learner.publish_dtype must be float32 or bfloat16, got {self.publish_dtype!r}",
+        )
+        _require(
+            self.publish_encoding in ("auto", "full", "packed"),
+            f"learner.publish_encoding must be auto, full or packed, got {self.publish_encoding!r}",
+        )
         _require(self.lr > 0, f"learner.lr must be positive, got {self.lr}")
         _require(0 <= self.ema < 1, f"learner.ema must be in [0, 1), got {self.ema}")
 

@@ -6,15 +6,15 @@ from rich.console import Console
 from rich.table import Table
 
 from sop.broadcast import fetch_manifest, published_versions
-from sop.core import layout
+from sop.core import freshness, layout
 from sop.core.codec import EncodedEpisode
-from sop.core.errors import InvalidRecord
+from sop.core.errors import InvalidRecord, NotFound
 from sop.core.evaluation import EvaluationResult
 from sop.core.layout import EpisodeKey
+from sop.freshness import Swap, hop_samples
+from sop.lineage import learned_by
 from sop.runs import Run, open_run
-
-PLAIN_WIDTH = 140
-"""Columns when the output is not a terminal but a file or a pipe."""
+from sop.tracing import make_console
 
 
 def print_run(place: str, *, num_episodes: int) -> None:
@@ -23,9 +23,7 @@ def print_run(place: str, *, num_episodes: int) -> None:
     Raises:
         RunError: there is no run.
     """
-    run, console = open_run(place), Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    run, console = open_run(place), make_console()
     manifest = run.manifest
     console.print(
         f"[bold]{manifest.name}[/bold]: {manifest.embodiment.name}, {run.config.algorithm}, seed {run.config.seed}"
@@ -33,15 +31,17 @@ def print_run(place: str, *, num_episodes: int) -> None:
     console.print(
         f"fleet tasks: {', '.join(manifest.fleet_tasks)}; held out: {', '.join(manifest.held_out_tasks) or 'none'}"
     )
-    acted = _print_episodes(run, console, num_episodes)
+    acted, swaps = _print_episodes(run, console, num_episodes)
     _print_versions(run, console, acted)
+    _print_freshness(run, console, swaps)
     for key in run.store.keys(f"{layout.QUARANTINE}/"):
         console.print(f"[red]quarantined[/red] {run.store.get(key).decode()}")
 
 
-def _print_episodes(run: Run, console: Console, num_episodes: int) -> Counter[int | None]:
-    """Totals of all episodes, rows of the last ones; returns how many episodes each version acted in."""
+def _print_episodes(run: Run, console: Console, num_episodes: int) -> tuple[Counter[int | None], list[Swap]]:
+    """Totals of all episodes, rows of the last ones; returns how many each version acted in, and who swapped when."""
     acted: Counter[int | None] = Counter()
+    swaps: list[Swap] = []
     rows = []
     for folder in (layout.DEMONSTRATIONS, layout.EPISODES):
         for key in run.store.keys(f"{folder}/"):
@@ -51,6 +51,8 @@ def _print_episodes(run: Run, console: Console, num_episodes: int) -> Counter[in
                 console.print(f"[red]unreadable[/red] {key}: {error}")
                 continue
             acted[episode.policy_version] += 1
+            if episode.policy_version is not None and episode.header.policy_times is not None:
+                swaps.append(Swap(episode.header.actor_id, episode.policy_version, episode.header.policy_times))
             rows.append((episode.header.end_utc_ns, EpisodeKey.parse(key), episode))
     rows.sort(key=lambda row: row[0])
     table = Table(title=f"{len(rows)} episodes, the last {min(num_episodes, len(rows))}")
@@ -63,7 +65,7 @@ def _print_episodes(run: Run, console: Console, num_episodes: int) -> Counter[in
         facts = (name.episode_id[:12], name.actor_id, str(name.sequence), episode.header.task, version, episode.outcome)
         table.add_row(*facts, str(episode.num_steps), human, marks)
     console.print(table)
-    return acted
+    return acted, swaps
 
 
 def _print_versions(run: Run, console: Console, acted: Counter[int | None]) -> None:
@@ -86,4 +88,27 @@ def _print_versions(run: Run, console: Console, acted: Counter[int | None]) -> N
         data = f"{manifest.online_episodes} online, {manifest.offline_episodes} offline"
         judged = "; ".join(results.get(version, []))
         table.add_row(str(version), parent, str(manifest.learner_step), data, str(acted[version]), judged)
+    console.print(table)
+
+
+def _print_freshness(run: Run, console: Console, swaps: list[Swap]) -> None:
+    """Seconds of every hop, for all, per task and per robot: median and 99 %."""
+    versions = list(published_versions(run.store))
+    if not versions:
+        return
+    try:
+        samples = hop_samples(learned_by(run.store, versions[-1]), swaps)
+    except (InvalidRecord, NotFound) as error:
+        console.print(f"[red]no freshness[/red]: {error}")
+        return
+    overall = freshness.summary(samples)
+    if not overall:
+        return
+    table = Table(title="freshness: seconds, median / 99 %")
+    for column in ("", *(hop.replace("_", " ") for hop in overall)):
+        table.add_column(column)
+    groups = {"all": overall, **freshness.by_task(samples), **freshness.by_actor(samples)}
+    for group, hops in groups.items():
+        cells = (hops.get(hop) for hop in overall)
+        table.add_row(group, *("-" if cell is None else f"{cell.p50:.2f} / {cell.p99:.2f}" for cell in cells))
     console.print(table)

@@ -142,8 +142,8 @@ class Monitor:
 
     def _on_episode(self, data: bytes) -> None:
         event = decode_event(data, EpisodeCommitted)
-        from_lab = EpisodeKey.parse(event.key).actor_id.startswith(layout.LAB_ACTOR)
-        self.view.collected += not from_lab and event.outcome != Outcome.ABORTED
+        EpisodeKey.parse(event.key)
+        self.view.collected += not layout.from_lab(event.key) and event.outcome != Outcome.ABORTED
 
     def _on_policy(self, data: bytes) -> None:
         event = decode_event(data, PolicyPublished)

@@ -52,7 +52,7 @@ def debug() -> RunConfig:
         fleet=FleetConfig(num_actors=2, speed=2.0, episodes=24, reset_s=0.2),
         pretrain=PretrainConfig(demonstrations_per_task=6, steps=60, batch_size=16),
         policy=PolicyConfig(settings={"text_encoder": "hash", "channels": (8, 12, 16), "width": 32, "random_shift": 1}),
-        sampler=SamplerConfig(min_online_starts=20),
+        sampler=SamplerConfig(min_online_starts=1),
         learner=LearnerConfig(
             batch_size=16, publish_every=10, checkpoint_every=20, cooldown_steps=20, offline_steps=60, ema=0.9
         ),

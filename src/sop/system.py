@@ -32,12 +32,13 @@ This module wires the parts and calls every constructor; the parts do not know e
 
 import logging
 import os
-import random
-import time
+import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from threading import Event
 
 import msgspec
@@ -47,16 +48,25 @@ import sop
 from sop.actor import Actor, ActorReporter, ActorSettings, EpisodeSpool, SpoolWriter, Uploader
 from sop.actor.uploader import next_stored_sequence
 from sop.algorithms import Algorithm, make_algorithm
-from sop.broadcast import Publisher, Subscriber, fetch_policy
-from sop.buffer import AdaptiveSampler, BatchLoader, EpisodeIndex, Ingest, PayloadCache
+from sop.broadcast import Publisher, Subscriber, fetch_policy, prepare_with
+from sop.buffer import (
+    AdaptiveSampler,
+    BatchLoader,
+    EpisodeIndex,
+    IndexSegments,
+    Ingest,
+    Payloads,
+    labels_id,
+    open_payloads,
+)
+from sop.buffer.loader import Annotate
 from sop.config import LearnerConfig
 from sop.core import layout
 from sop.core.clock import SystemClock
 from sop.core.codec import content_hash, decode
-from sop.core.errors import InvalidRecord, RunError, StoreUnavailable
+from sop.core.errors import RunError, StoreUnavailable
 from sop.core.events import TOPIC_LEARNER, LearnerReported, encode_event
 from sop.core.experience import Collection
-from sop.core.layout import EpisodeKey
 from sop.learner import Bookkeeping, CheckpointStore, Learner, Optimization
 from sop.learner.learner import LearnerParts
 from sop.learner.optimization import constant_after_warmup
@@ -67,11 +77,8 @@ from sop.policies import TrainablePolicy, compute_normalization, freeze, make_po
 from sop.robots import DEPLOYMENT, LAB, make_robot
 from sop.runs import Run
 from sop.transport import EventBus
-from sop.transport.retry import Backoff, get_retrying
 
 _log = logging.getLogger(__name__)
-CACHE_BYTES = 4 << 30
-"""Encoded episodes that the learner keeps in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +108,8 @@ def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
         bus = stack.enter_context(run.bus())
         subscriber = None
         if not demonstrate:
-            subscriber = stack.enter_context(closing(Subscriber(run.store, bus, robot.embodiment)))
+            prepare = prepare_with(make_policy)
+            subscriber = stack.enter_context(closing(Subscriber(run.store, bus, robot.embodiment, prepare=prepare)))
         uploader = Uploader(spool, run.store, bus, clock)
         writer = SpoolWriter(spool, lambda _: uploader.wake())
         reporter = stack.enter_context(closing(ActorReporter(bus, clock)))
@@ -116,7 +124,6 @@ def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
             next_sequence=next_sequence,
             clock=clock,
             subscriber=subscriber,
-            make_policy=make_policy,
             on_swap=reporter.swapped,
         )
         uploader.start()
@@ -138,6 +145,7 @@ def run_learner(run: Run, stop: Event) -> None:
             algorithm.prepare(decode(run.store.get(key)) for key in _lab_episodes(run))
         else:
             learner.restore(checkpoint)
+        del checkpoint  # a copy of all weights and of the index
         parts.ingest.start()
         learner.run(stop)
 
@@ -172,7 +180,8 @@ def run_pretraining(run: Run, stop: Event) -> None:
         publish_every=settings.steps + 1,
         checkpoint_every=settings.steps + 1,
     )
-    with learner_parts(run, policy, algorithm, loop, cosine_after_warmup(settings.steps)) as parts:
+    schedule = cosine_after_warmup(settings.steps)
+    with learner_parts(run, policy, algorithm, loop, schedule=schedule, algorithm_name="bc") as parts:
         parts.books.index(episodes)
         pretrain(Learner(parts, loop, target_episodes=None), stop)
 
@@ -196,7 +205,9 @@ def learner_parts(
     policy: TrainablePolicy,
     algorithm: Algorithm,
     config: LearnerConfig,
+    *,
     schedule: Callable[[int], float] | None = None,
+    algorithm_name: str | None = None,
 ) -> Iterator[LearnerParts]:
     """Everything that a learner's loop runs on; closed at the end. Ingest is not started.
 
@@ -206,6 +217,7 @@ def learner_parts(
         algorithm: the learning rule.
         config: numbers of the loop.
         schedule: factor of the learning rate per optimizer step; None is constant after a warm-up.
+        algorithm_name: goes into manifests; None takes the run's.
     """
     policy.module.to(choose_device(config.device))
     freeze(policy.module, config.freeze)
@@ -215,25 +227,18 @@ def learner_parts(
     with ExitStack() as stack:
         bus = stack.enter_context(run.bus(owner=True))
         metrics = stack.enter_context(closing(JsonlSink(run.folder / "metrics" / "learner.jsonl")))
-
-        cache = _payload_cache(run)
+        cache = stack.enter_context(closing(_payload_cache(run, config)))
         ingest = stack.enter_context(closing(Ingest(run.store, bus, run.manifest)))
-        loader = BatchLoader(
-            index,
-            cache,
-            algorithm.annotate,
-            lambda: sampler.draw(config.batch_size),
-            horizon=horizon,
-            depth=config.prefetch,
-        )
-        publisher = Publisher(run.store, bus, keep_policies=config.keep_policies)
-        checkpoints = CheckpointStore(run.store)
+        loader = _loader(config, index, sampler, cache, annotate=algorithm.annotate, horizon=horizon)
+        publisher = Publisher(run.store, bus, keep_policies=config.keep_policies, encoding=config.publish_encoding)
+        labels = labels_id(run.config.algorithm, run.config.algorithm_settings, horizon)
+        checkpoints = CheckpointStore(run.store, IndexSegments(run.store, labels))
         for part in (publisher, checkpoints, loader):
             stack.enter_context(closing(part))
         yield LearnerParts(
             policy=policy,
             algorithm=algorithm,
-            algorithm_name=run.config.algorithm,
+            algorithm_name=algorithm_name or run.config.algorithm,
             optimization=Optimization(policy.module, config, schedule or constant_after_warmup(config.warmup_steps)),
             index=index,
             ingest=ingest,
@@ -250,16 +255,24 @@ def learner_parts(
         )
 
 
-def _payload_cache(run: Run) -> PayloadCache:
-    """Episodes from the store, checked against their ids when they are fetched again."""
+def _payload_cache(run: Run, config: LearnerConfig) -> Payloads:
+    """Where batches get episodes from: the store itself when it is a directory here, else a cache of this machine."""
+    memory_bytes, disk_bytes = (int(gb * 1e9) for gb in (config.cache_gb, config.disk_cache_gb))
+    return open_payloads(run.store, run.folder / "cache", memory_bytes=memory_bytes, disk_bytes=disk_bytes)
 
-    def fetch(key: str) -> bytes:
-        data = get_retrying(run.store, key, attempts=8, backoff=Backoff(random.Random()), pause=time.sleep)
-        if content_hash(data) != EpisodeKey.parse(key).episode_id:
-            raise InvalidRecord("episode_id", f"the store gives back other bytes for {key} than at ingest")
-        return data
 
-    return PayloadCache(fetch, CACHE_BYTES)
+def _loader(
+    config: LearnerConfig,
+    index: EpisodeIndex,
+    sampler: AdaptiveSampler,
+    cache: Payloads,
+    *,
+    annotate: Annotate,
+    horizon: int,
+) -> BatchLoader:
+    size, depth, workers = config.batch_size, config.prefetch, config.decode_workers
+    draw = partial(sampler.draw, size)
+    return BatchLoader(index, cache, annotate, draw, horizon=horizon, depth=depth, decode_workers=workers)
 
 
 def _reporter(bus: EventBus) -> Callable[[LearnerReported], None]:
@@ -282,8 +295,20 @@ def choose_device(name: str) -> torch.device:
 
 
 def code_version() -> str:
-    """What trained a policy: the version of this package."""
-    return f"sop {sop.__version__}"
+    """What trained a policy: the version of this package and, in a checkout, its commit (`+`: with changes)."""
+    git = ["git", "-C", str(Path(sop.__file__).parent)]
+    ours = _output([*git, "ls-files", "__init__.py"])  # not so in a checkout that merely contains our installation
+    commit = _output([*git, "describe", "--always", "--dirty=+", "--abbrev=12"]) if ours else ""
+    return f"sop {sop.__version__} {commit}".strip()
+
+
+def _output(command: list[str]) -> str:
+    """What a program prints; nothing when it fails or is not there."""
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def _lab_episodes(run: Run) -> list[str]:

@@ -2,16 +2,21 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sop.algorithms import Algorithm
-from sop.buffer import AdaptiveSampler, EpisodeIndex, EpisodeRow, IngestedEpisode, PayloadCache
+from sop.buffer import AdaptiveSampler, EpisodeIndex, EpisodeRow, IngestedEpisode, Payloads, RowBlock
+from sop.buffer.rows import OUTCOMES
 from sop.buffer.windows import start_runs
 from sop.core.episode import Outcome
 from sop.core.events import LearnerReported
-from sop.core.experience import Source, Windows
-from sop.core.layout import LAB_ACTOR
+from sop.core.experience import Batch, Source
+from sop.core.freshness import HOPS, HopSample, arrival_hops, summary
+from sop.core.layout import LAB_ACTOR, from_lab
+from sop.learner.ages import PolicyAges
+from sop.learner.draws import DrawLog
 from sop.learner.stopwatch import Stopwatch
 from sop.metrics import MetricSink, percentile
 
@@ -40,14 +45,15 @@ class Bookkeeping:
         algorithm: annotates each episode once, to know where windows may start.
         sampler: its metrics are reported.
         horizon: H, steps per window.
-        metrics: gets `episode/...` once per episode and `learner/...`, `sampler/...` once a second.
+        metrics: gets `episode/...` and `freshness/...` once per episode, and `learner/...`, `sampler/...`, `batch/...`
+            and the percentiles of `freshness/...` once a second.
         report: tells whoever watches.
     """
 
     def __init__(
         self,
         index: EpisodeIndex,
-        cache: PayloadCache,
+        cache: Payloads,
         algorithm: Algorithm,
         sampler: AdaptiveSampler,
         *,
@@ -62,10 +68,13 @@ class Bookkeeping:
         self._horizon = horizon
         self._metrics = metrics
         self._report = report
-        self._fresh_rows: list[bool] = []
-        self._sampleable_s: list[float] = []
+        self._sampleable_s: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self._hops: deque[HopSample] = deque(maxlen=RECENT_EPISODES * len(HOPS))
+        self._ages = PolicyAges()
         self._tasks = {task: TaskCounts() for task in index.tasks}
         self._started_utc_ns = time.time_ns()
+        self.draws = DrawLog(index)
+        """What the weights learned from since the policy in the store."""
         self.time = Stopwatch()
         self.fresh_starts = 0
         """Window starts that the fleet added."""
@@ -85,18 +94,41 @@ class Bookkeeping:
             if not self._index.add(row):
                 continue
             self._cache.put(row.key, episode.encoded)
-            fresh = not row.actor_id.startswith(LAB_ACTOR)
-            self._fresh_rows.append(fresh)
-            if fresh:
+            self.draws.arrived(len(self._index) - 1, episode)
+            if not row.actor_id.startswith(LAB_ACTOR):
                 self.fresh_starts += row.num_starts
                 self._tasks[row.task].episodes += row.outcome is not Outcome.ABORTED
                 self._tasks[row.task].interventions += row.num_interventions
                 from_fleet.append(row)
         return from_fleet
 
-    def count_draws(self, windows: Windows) -> None:
-        """Note which windows of a step were fresh."""
-        self.fresh_draws += sum(self._fresh_rows[row] for row in windows.episode)
+    def restore(self, blocks: Sequence[RowBlock]) -> None:
+        """Index the rows of a checkpoint, in their order, without their payloads.
+
+        Raises:
+            ValueError: they are not rows of this run; nothing was indexed.
+        """
+        self._index.extend(*blocks)
+        for block in blocks:
+            fresh = block.from_fleet()
+            ended = fresh & (block.columns["outcome"] != OUTCOMES.index(Outcome.ABORTED))
+            self.fresh_starts += int(block.num_starts()[fresh].sum())
+            for number, task in enumerate(block.tasks):
+                mine = block.columns["task"] == number
+                self._tasks[task].episodes += int((ended & mine).sum())
+                self._tasks[task].interventions += int(block.columns["num_interventions"][fresh & mine].sum())
+
+    def learned(self, learner_step: int, batch: Batch, newest_version: int | None) -> None:
+        """A step learned from a batch. One metrics line per episode that was new to it, with its hops."""
+        self.fresh_draws += int(self._index.from_fleet(batch.windows.episode).sum())
+        self._ages.add(batch.policy_version, newest_version)
+        for episode in self.draws.drawn(learner_step, batch):
+            if episode.recorded_utc_ns < self._started_utc_ns or from_lab(episode.key):
+                continue
+            hops = arrival_hops(episode)
+            self._hops.extend(hops)
+            place = f"{episode.task}/{episode.actor_id}"
+            self._metrics.log({f"freshness/{hop.hop}_s/{place}": hop.seconds for hop in hops}, learner_step)
 
     def log_episodes(self, rows: Sequence[EpisodeRow], learner_step: int, newest_version: int | None) -> None:
         """One line per episode that just became sampleable; those that waited for this process carry no delays."""
@@ -143,7 +175,9 @@ class Bookkeeping:
             "learner/version": float(version),
             "learner/fresh_draws_per_start": self.fresh_draws / max(1, self.fresh_starts),
         }
-        self._metrics.log({**values, **sampler, **extra}, learner_step)
+        for hop, found in summary(self._hops).items():
+            values |= {f"freshness/{hop}_p50_s": found.p50, f"freshness/{hop}_p99_s": found.p99}
+        self._metrics.log({**values, **self._ages.take(), **sampler, **extra}, learner_step)
         self._report(
             LearnerReported(
                 state=state,
@@ -158,7 +192,7 @@ class Bookkeeping:
                 online_share={name.removeprefix(share): v for name, v in sampler.items() if name.startswith(share)},
                 episodes={task: counts.episodes for task, counts in self._tasks.items()},
                 interventions={task: counts.interventions for task, counts in self._tasks.items()},
-                episode_to_sampleable_p50_s=percentile(self._sampleable_s[-RECENT_EPISODES:] or [0.0], 50),
+                episode_to_sampleable_p50_s=percentile(self._sampleable_s or [0.0], 50),
                 utc_ns=time.time_ns(),
             )
         )
@@ -167,7 +201,7 @@ class Bookkeeping:
         encoded, key = episode.encoded, episode.key
         labels = self._algorithm.annotate(encoded)
         return EpisodeRow(
-            key=str(key),
+            episode_id=key.episode_id,
             actor_id=key.actor_id,
             sequence=key.sequence,
             task=encoded.header.task,

@@ -1,7 +1,9 @@
-"""The learner's own save: tensors as safetensors, everything else as JSON, the JSON last.
+"""The learner's own save: tensors as safetensors, rows of the index in segments, the rest as JSON, the JSON last.
 
     checkpoints/<learner_step>/tensors.safetensors
-    checkpoints/<learner_step>/state.json             names the hash of the tensors; without it there is no checkpoint
+    index/<labels id>/...                             segments of the index, most of them shared by all checkpoints
+    checkpoints/<learner_step>/state.json             names the hash of the tensors and the segments;
+                                                      without it there is no checkpoint
 
 What the fleet gets is something else: a published policy with a manifest.
 """
@@ -9,7 +11,7 @@ What the fleet gets is something else: a published policy with a manifest.
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +20,17 @@ import msgspec
 import safetensors.torch
 from torch import Tensor
 
+from sop.buffer import IndexSegments
+from sop.buffer.segments import IndexRows
 from sop.core import layout
 from sop.core.codec import content_hash
-from sop.core.errors import InvalidRecord, NotFound, SopError
+from sop.core.errors import InvalidRecord, NotFound, StoreUnavailable
 from sop.transport import ObjectStore
 from sop.transport.retry import Backoff, put_retrying
 
 _log = logging.getLogger(__name__)
+_ATTEMPTS = 8
+"""How often a store is asked that does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
     """JSON values."""
+    rows: IndexRows | None = IndexRows()
+    """The rows of the index; None when they were saved but cannot be read: the index has to be rebuilt."""
 
 
 class CheckpointStore:
@@ -42,12 +50,23 @@ class CheckpointStore:
 
     Args:
         store: where they go.
+        segments: writes and reads the rows of the index.
         keep: newest checkpoints that are kept.
+        pause: waits so many seconds between two attempts to read.
     """
 
-    def __init__(self, store: ObjectStore, *, keep: int = 2) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        segments: IndexSegments,
+        *,
+        keep: int = 2,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self.segments = segments
         self._store = store
         self._keep = keep
+        self._pause = pause
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -60,7 +79,8 @@ class CheckpointStore:
         self.wait()
         copy = {name: tensor.detach().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
         state = msgspec.json.encode(dict(checkpoint.state))
-        self._writing = self._executor.submit(self._write, checkpoint.learner_step, copy, state)
+        rows = checkpoint.rows or IndexRows()
+        self._writing = self._executor.submit(self._write, checkpoint.learner_step, copy, state, rows)
 
     def wait(self) -> None:
         """Block until the last save is durable; raises what stopped it."""
@@ -76,11 +96,25 @@ class CheckpointStore:
             self._executor.shutdown()
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; a damaged one is named in the log and passed over (blocking)."""
+        """The newest checkpoint that is whole; a damaged one is named in the log and passed over (blocking).
+
+        Raises:
+            StoreUnavailable: the store did not answer several times: going on without what it holds would lose it.
+        """
+        backoff = Backoff(random.Random())
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._newest()
+            except StoreUnavailable as error:
+                _log.warning("waiting for the store to read the last checkpoint: %s", error)
+                self._pause(backoff.next_s())
+        return self._newest()
+
+    def _newest(self) -> Checkpoint | None:
         for step in reversed(self._steps()):
             try:
                 return self._read(step)
-            except (SopError, safetensors.SafetensorError) as error:
+            except (InvalidRecord, NotFound, safetensors.SafetensorError) as error:
                 _log.error("%s is damaged (%s); trying the one before", layout.checkpoint_folder(step), error)
         return None
 
@@ -88,28 +122,69 @@ class CheckpointStore:
         keys = self._store.keys(f"{layout.CHECKPOINTS}/")
         return sorted(layout.version_of(key) for key in keys if key.endswith("/state.json"))
 
-    def _write(self, step: int, tensors: dict[str, Tensor], state: bytes) -> None:
+    def _write(self, step: int, tensors: dict[str, Tensor], state: bytes, rows: IndexRows) -> None:
         folder = layout.checkpoint_folder(step)
         data = safetensors.torch.save(tensors)
-        record = {"learner_step": step, "tensors_hash": content_hash(data), "state": msgspec.Raw(state)}
+        segments = self.segments.save(rows)
+        record = {
+            "learner_step": step,
+            "tensors_hash": content_hash(data),
+            "segments": segments,
+            "state": msgspec.Raw(state),
+        }
         for name in ("state.json", "tensors.safetensors"):  # of a learner that was here before
             self._store.delete(f"{folder}/{name}")
         self._put(f"{folder}/tensors.safetensors", data)
         self._put(f"{folder}/state.json", msgspec.json.encode(record))
+        try:
+            self._collect()
+        except (InvalidRecord, StoreUnavailable) as error:
+            _log.warning("left for the next checkpoint: old checkpoints and segments are not collected: %s", error)
+
+    def _collect(self) -> None:
+        """Delete old checkpoints, and segments that none names; no segment while one cannot tell what it names."""
         for old in self._steps()[: -self._keep]:
             self._store.delete(f"{layout.checkpoint_folder(old)}/state.json")
             self._store.delete(f"{layout.checkpoint_folder(old)}/tensors.safetensors")
+        self.segments.collect([key for step in self._steps() for key in named_segments(self._record(step))])
 
     def _put(self, key: str, data: bytes) -> None:
-        put_retrying(self._store, key, data, attempts=8, backoff=Backoff(random.Random()), pause=time.sleep)
+        put_retrying(self._store, key, data, attempts=_ATTEMPTS, backoff=Backoff(random.Random()), pause=time.sleep)
 
     def _read(self, step: int) -> Checkpoint:
-        folder = layout.checkpoint_folder(step)
+        folder, record = layout.checkpoint_folder(step), self._record(step)
         try:
-            record = msgspec.json.decode(self._store.get(f"{folder}/state.json"))
             data = self._store.get(f"{folder}/tensors.safetensors")
             if content_hash(data) != record["tensors_hash"]:
                 raise InvalidRecord("tensors_hash", "the tensors are not those that were saved")
-            return Checkpoint(record["learner_step"], safetensors.torch.load(data), record["state"])
-        except (msgspec.DecodeError, KeyError, TypeError, NotFound) as error:
+            tensors = safetensors.torch.load(data)
+            return Checkpoint(record["learner_step"], tensors, record["state"], self._rows(step, record))
+        except (KeyError, TypeError, NotFound) as error:
             raise InvalidRecord("state.json", str(error)) from error
+
+    def _record(self, step: int) -> dict[str, Any]:
+        key = f"{layout.checkpoint_folder(step)}/state.json"
+        try:
+            record: dict[str, Any] = msgspec.json.decode(self._store.get(key), type=dict[str, Any])
+        except (msgspec.DecodeError, NotFound) as error:
+            raise InvalidRecord(key, str(error)) from error
+        return record
+
+    def _rows(self, step: int, record: Mapping[str, Any]) -> IndexRows | None:
+        try:
+            return self.segments.load(named_segments(record))
+        except (InvalidRecord, NotFound) as error:
+            _log.warning("%s has no usable rows of the index: %s", layout.checkpoint_folder(step), error)
+            return None
+
+
+def named_segments(record: Mapping[str, Any]) -> list[str]:
+    """Keys of the segments that a checkpoint's `state.json` names, in order.
+
+    Raises:
+        InvalidRecord: it names none.
+    """
+    try:
+        return msgspec.convert(record["segments"], list[str])
+    except (KeyError, msgspec.ValidationError) as error:
+        raise InvalidRecord("segments", str(error)) from error

@@ -8,10 +8,12 @@ every 25 steps: publish theta            beside the training
 
 import logging
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sop.algorithms import Algorithm
@@ -27,6 +29,8 @@ from sop.policies import TrainablePolicy
 _log = logging.getLogger(__name__)
 _ALGORITHM = "algorithm/"
 """Prefix of the algorithm's own arrays in a checkpoint."""
+_DRAWS = "draws/"
+"""Prefix of the draw log's arrays."""
 PAUSE_S = 0.02
 """Sleep while there is nothing new to learn; bounds the extra delay of a new episode."""
 
@@ -72,6 +76,7 @@ class Learner:
 
     def run(self, stop: threading.Event) -> None:
         """Train, then leave the last policy and a checkpoint in the store (blocking)."""
+        self._p.publisher.continue_from_step(self.step)
         self.train(stop)
         self._index(self._p.ingest.finish())
         self.publish()
@@ -81,7 +86,7 @@ class Learner:
 
     def publish(self) -> int:
         """Publish the weights as they are; returns their version (blocking)."""
-        return self._p.publisher.publish_now(self._weights(), self._facts())
+        return self._p.publisher.publish_now(self._weights(), self._facts(), self._p.books.draws.hand_over())
 
     def train(self, stop: threading.Event) -> None:
         """Algorithm 1. Blocks until all is learned or `stop` is set."""
@@ -98,12 +103,12 @@ class Learner:
             losses = parts.algorithm.loss(parts.policy, batch, parts.generator)
             self._last = parts.optimization.step(losses, self._lr_factor())
             parts.sampler.observe(batch.windows, losses.detach().float().cpu().numpy())
-            parts.books.count_draws(batch.windows)
             self.step += 1
+            parts.books.learned(self.step, batch, parts.publisher.last_published)
             if self._last.skipped:
                 _log.warning("step %d was not finite and changed nothing: %s", self.step, self._names(batch.windows))
             if self.step % config.publish_every == 0:
-                parts.publisher.publish(self._weights(), self._facts())
+                parts.publisher.publish(self._weights(), self._facts(), parts.books.draws.hand_over())
             if self.step % config.checkpoint_every == 0:
                 parts.checkpoints.save(self.checkpoint())
             self._report("training")
@@ -118,7 +123,6 @@ class Learner:
         learned = parts.algorithm.state_dict()
         arrays = {name: value for name, value in learned.items() if isinstance(value, np.ndarray)}
         state: dict[str, Any] = {
-            "episodes": [row.key for row in parts.index.rows],
             "sampler": parts.sampler.state_dict(),
             "pending": pending,
             "optimization": parts.optimization.state_dict(),
@@ -128,28 +132,54 @@ class Learner:
         }
         tensors = parts.optimization.tensors() | {"generator": parts.generator.get_state()}
         tensors |= {f"{_ALGORITHM}{name}": torch.from_numpy(value) for name, value in arrays.items()}
-        return Checkpoint(self.step, tensors, state)
+        parts.books.draws.forget(parts.publisher.published_step)
+        tensors |= {f"{_DRAWS}{name}": torch.tensor(value) for name, value in parts.books.draws.arrays().items()}
+        return Checkpoint(self.step, tensors, state, parts.checkpoints.segments.cut(parts.index))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on exactly where `checkpoint` was taken; fetches its episodes (blocking). Call before `run`."""
+        """Go on exactly where `checkpoint` was taken; fetches no episode. Call before `run`.
+
+        Without usable rows of the index all episodes are fetched and indexed again (blocking), in another order:
+        nothing is lost, but the batches on their way are dropped and the draws are others from here on.
+        """
         parts, state = self._p, checkpoint.state
-        parts.books.index(parts.ingest.take(state["episodes"]))
+        exact = self._restore_rows(checkpoint)
         parts.books.fresh_draws = state["fresh_draws"]
         parts.optimization.load_state(checkpoint.tensors, state["optimization"])
-        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_ALGORITHM)}
-        arrays = {name.removeprefix(_ALGORITHM): tensor.numpy() for name, tensor in tensors.items()}
-        parts.algorithm.load_state_dict({**state["algorithm"], **arrays})
+        parts.algorithm.load_state_dict({**state["algorithm"], **_arrays(checkpoint, _ALGORITHM)})
+        published_step = parts.publisher.continue_from_step(checkpoint.learner_step)
+        parts.books.draws.restore(_arrays(checkpoint, _DRAWS), published_step, same_rows=exact)
         parts.sampler.load_state_dict(state["sampler"])
         parts.generator.set_state(checkpoint.tensors["generator"])
-        parts.loader.restore([_windows(saved) for saved in state["pending"]])
+        parts.loader.restore([_windows(saved) for saved in state["pending"]] if exact else [])
         self.step = checkpoint.learner_step
         self._collected_at = state["collected_at"]
+
+    def _restore_rows(self, checkpoint: Checkpoint) -> bool:
+        """Fill the index; False when it had to be rebuilt from the episodes."""
+        parts = self._p
+        if checkpoint.rows is not None:
+            try:
+                parts.books.restore(checkpoint.rows.blocks)
+            except ValueError as error:
+                _log.warning("the rows of the index at step %d do not fit this run: %s", checkpoint.learner_step, error)
+            else:
+                parts.ingest.resume(checkpoint.rows.blocks)
+                return True
+        _log.warning(
+            "the index is rebuilt from all episodes in the store, in another order: the learner goes on from step %d "
+            "with nothing lost, but draws other batches than it would have",
+            checkpoint.learner_step,
+        )
+        for episode in parts.ingest.everything():
+            parts.books.index([episode])
+        return False
 
     def _done(self) -> bool:
         """All episodes are there and the cool-down is over (nothing to collect: all steps are done)."""
         if self._p.algorithm.collection is Collection.NOTHING:
             return self.step >= self._config.offline_steps
-        seen = self._p.books.collected + len(self._p.ingest.quarantined)
+        seen = self._p.books.collected + self._p.ingest.num_quarantined
         if self._target is None or seen < self._target:
             return False
         if self._collected_at is None:
@@ -175,7 +205,10 @@ class Learner:
         books.log_episodes(books.index(episodes), self.step, self._p.publisher.last_published)
 
     def _weights(self) -> dict[str, Any]:
-        return dict(self._p.policy.export(self._p.optimization.averaged()))
+        """A copy of what can differ from the base policy; of everything when there is no base yet."""
+        trained, first = self._p.optimization, self._p.publisher.last_published is None
+        names = None if first else trained.unfrozen
+        return dict(self._p.policy.export(trained.averaged(), dtype=self._config.publish_dtype, names=names))
 
     def _facts(self) -> PolicyFacts:
         parts = self._p
@@ -197,18 +230,27 @@ class Learner:
             loss=self._last.loss,
             grad_norm=self._last.grad_norm,
             newest_version=self._p.publisher.last_published,
-            quarantined=len(self._p.ingest.quarantined),
+            quarantined=self._p.ingest.num_quarantined,
             extra={
                 "learner/publishes_skipped": float(self._p.publisher.skipped),
                 "learner/events_lost": float(self._p.publisher.lost_events),
-                "learner/episodes_missing": float(sum(map(len, self._p.ingest.missing().values()))),
+                "learner/episodes_missing": float(_count(self._p.ingest.missing())),
             },
             force=force,
         )
 
     def _names(self, windows: Windows) -> str:
-        rows = self._p.index.rows
-        return ", ".join(f"{rows[row].key}@{start}" for row, start in zip(windows.episode, windows.start, strict=True))
+        key, places = self._p.index.key, zip(windows.episode, windows.start, strict=True)
+        return ", ".join(f"{key(int(row))}@{start}" for row, start in places)
+
+
+def _count(missing: Mapping[str, Iterable[range]]) -> int:
+    return sum(len(numbers) for ranges in missing.values() for numbers in ranges)
+
+
+def _arrays(checkpoint: Checkpoint, prefix: str) -> dict[str, npt.NDArray[Any]]:
+    found = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor.numpy() for name, tensor in found.items()}
 
 
 def _windows(saved: dict[str, list[int]]) -> Windows:

@@ -79,6 +79,12 @@ class Optimization:
             torch._foreach_lerp_(averages, [parameter.detach() for parameter in trained], 1 - self._config.ema)
         return StepResult(loss.item(), norm.item(), skipped=False)
 
+    @property
+    def unfrozen(self) -> tuple[str, ...]:
+        """Names of the tensors that training can change: trained parameters and all buffers."""
+        frozen = {name for name, parameter in self._parameters.items() if not parameter.requires_grad}
+        return tuple(name for name in self._module.state_dict() if name not in frozen)
+
     def averaged(self) -> dict[str, Tensor]:
         """The module's state with its trained parameters averaged over time (live tensors: copy to keep)."""
         return dict(self._module.state_dict()) | self._average

@@ -10,6 +10,7 @@ from typing import Any
 from sop.report import figures
 from sop.report.curve import curve
 from sop.report.filmstrip import Strip, choose, film_strip
+from sop.report.hops import freshness_section
 from sop.report.record import RunRecord, read_run
 from sop.report.summary import write_summary
 from sop.report.words import describe, minutes, percent, percent_range, points, seconds
@@ -136,6 +137,7 @@ def _page(summary: Mapping[str, Any], sections: Iterable[_Section]) -> str:
         _task_table(summary),
         _held_out_table(summary),
         *(_section(section) for section in sections),
+        freshness_section(summary["freshness"]),
         _accounting(summary),
         _setup(summary),
     ]

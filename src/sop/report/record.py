@@ -12,13 +12,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from sop.buffer.segments import read_segment
 from sop.core import layout
 from sop.core.codec import EncodedEpisode
-from sop.core.episode import Intervention, Outcome
+from sop.core.episode import Intervention, Outcome, PolicyTimes
 from sop.core.errors import InvalidRecord, NotFound, RunError
 from sop.core.evaluation import EvaluationResult
-from sop.core.layout import EpisodeKey
+from sop.core.freshness import HopSample
+from sop.core.layout import EpisodeKey, SegmentKey, from_lab
 from sop.core.run import RunManifest
+from sop.freshness import Swap, hop_samples
+from sop.lineage import learned_by
 from sop.metrics import read_metrics
 from sop.transport import ObjectStore, open_store
 
@@ -41,6 +45,7 @@ class EpisodeFacts:
     interventions: tuple[Intervention, ...]
     start_utc_ns: int
     end_utc_ns: int
+    policy_times: PolicyTimes | None
 
     @property
     def aborted(self) -> bool:
@@ -65,7 +70,7 @@ class RunRecord:
     stored: set[str] = field(default_factory=set)
     """Keys of all episodes and demonstrations in the store."""
     indexed: list[str] | None = None
-    """Keys that the learner's last readable checkpoint lists, None without a checkpoint."""
+    """Keys of the rows that the learner's last readable checkpoint has, None without a checkpoint."""
     checkpoint_step: int | None = None
     quarantined: set[str] = field(default_factory=set)
     """Keys that ingest refused."""
@@ -75,6 +80,8 @@ class RunRecord:
     """Versions with a manifest, ascending."""
     learner: list[Line] = field(default_factory=list)
     fleet: list[Line] = field(default_factory=list)
+    hops: list[HopSample] = field(default_factory=list)
+    """How long every hop took, of the versions that the newest one descends from."""
     timing: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -95,11 +102,6 @@ class RunRecord:
     def evaluation(self, name: str) -> EvaluationResult | None:
         """The evaluation with this name; that of the newest version when there are several."""
         return next((result for result in reversed(self.evaluations) if result.name == name), None)
-
-
-def from_lab(key: str) -> bool:
-    """Whether an episode belongs to the demonstrations that were there before the fleet started."""
-    return key.split("/")[1].startswith(layout.LAB_ACTOR)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -133,6 +135,7 @@ def _read_store(record: RunRecord, store: ObjectStore) -> None:
     record.evaluations = _read_evaluations(store)
     manifests = (key for key in store.keys(f"{layout.POLICIES}/") if key.endswith("/manifest.json"))
     record.published = [layout.version_of(key) for key in manifests]
+    record.hops = _read_hops(record, store)
 
 
 def _read_episodes(record: RunRecord, store: ObjectStore) -> list[EpisodeFacts]:
@@ -160,7 +163,24 @@ def _facts(key: str, data: bytes, *, trusted: bool) -> EpisodeFacts:
         interventions=header.interventions,
         start_utc_ns=header.start_utc_ns,
         end_utc_ns=header.end_utc_ns,
+        policy_times=header.policy_times,
     )
+
+
+def _read_hops(record: RunRecord, store: ObjectStore) -> list[HopSample]:
+    """Along the ancestry of the newest version; where it breaks off (a damaged lineage), the rest is left out."""
+    learned = []
+    try:
+        for version_and_lineage in learned_by(store, max(record.published)) if record.published else ():
+            learned.append(version_and_lineage)  # noqa: PERF402 - what was read before an error is kept
+    except (InvalidRecord, NotFound) as error:
+        _log.warning("hops of older versions are left out of the report: %s", error)
+    swaps = [
+        Swap(EpisodeKey.parse(episode.key).actor_id, episode.policy_version, episode.policy_times)
+        for episode in record.episodes
+        if episode.policy_version is not None and episode.policy_times is not None
+    ]
+    return hop_samples(learned, swaps)
 
 
 def _read_evaluations(store: ObjectStore) -> list[EvaluationResult]:
@@ -176,9 +196,10 @@ def _read_checkpoint(store: ObjectStore) -> tuple[list[str] | None, int | None]:
         record = _readable(key, lambda key: msgspec.json.decode(store.get(key)))
         try:
             if record is not None:
-                return [str(episode) for episode in record["state"]["episodes"]], layout.version_of(key)
-        except (KeyError, TypeError) as error:
-            _log.warning("%s is left out of the report: it has no state.episodes (%s)", key, error)
+                segments = [read_segment(store, SegmentKey.parse(segment)) for segment in record["segments"]]
+                return [key for block in segments for key in block.episode_keys()], layout.version_of(key)
+        except (InvalidRecord, NotFound, KeyError, TypeError) as error:
+            _log.warning("%s is left out of the report: its rows of the index cannot be read (%s)", key, error)
     return None, None
 
 

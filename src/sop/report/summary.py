@@ -14,10 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sop.core import freshness as hops
 from sop.core.evaluation import EvaluationResult, TaskResult, wilson_interval
-from sop.core.layout import EpisodeKey
+from sop.core.freshness import as_json
+from sop.core.layout import EpisodeKey, from_lab
 from sop.metrics import percentile
-from sop.report.record import EpisodeFacts, Line, RunRecord, finite, from_lab, laps, read_run, swaps
+from sop.report.record import EpisodeFacts, Line, RunRecord, finite, laps, read_run, swaps
 
 SUMMARY = "summary.json"
 GAIN_METHOD = "final minus base, Newcombe hybrid score interval (Newcombe 1998, method 10), 95 %"
@@ -225,6 +227,9 @@ def _learning(record: RunRecord) -> dict[str, Any]:
             "episode_to_sampleable_s": _percentiles(finite(record.learner, "episode/sampleable_s")),
             "publish_to_swap_s": _percentiles(finite(swaps(record.fleet), "fleet/publish_to_swap_s")),
             "publish_to_staged_s": _percentiles(finite(swaps(record.fleet), "fleet/publish_to_staged_s")),
+            "hops": as_json(hops.summary(record.hops)),
+            "by_task": {task: as_json(found) for task, found in hops.by_task(record.hops).items()},
+            "by_actor": {actor: as_json(found) for actor, found in hops.by_actor(record.hops).items()},
         },
         "staleness": _percentiles(finite(record.learner, "episode/staleness")),
     }
