@@ -32,19 +32,16 @@ This module wires the parts and calls every constructor; the parts do not know e
 
 import logging
 import os
-import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from threading import Event
 
 import msgspec
 import torch
 
-import sop
 from sop.actor import Actor, ActorReporter, ActorSettings, EpisodeSpool, SpoolWriter, Uploader
 from sop.actor.uploader import next_stored_sequence
 from sop.algorithms import Algorithm, make_algorithm
@@ -74,6 +71,7 @@ from sop.learner.pretrain import cosine_after_warmup, pretrain
 from sop.metrics import JsonlSink
 from sop.operators import Demonstrator, make_operator
 from sop.policies import TrainablePolicy, compute_normalization, freeze, make_policy, make_spec
+from sop.provenance import code_version
 from sop.robots import DEPLOYMENT, LAB, make_robot
 from sop.runs import Run
 from sop.transport import EventBus
@@ -292,23 +290,6 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
-
-
-def code_version() -> str:
-    """What trained a policy: the version of this package and, in a checkout, its commit (`+`: with changes)."""
-    git = ["git", "-C", str(Path(sop.__file__).parent)]
-    ours = _output([*git, "ls-files", "__init__.py"])  # not so in a checkout that merely contains our installation
-    commit = _output([*git, "describe", "--always", "--dirty=+", "--abbrev=12"]) if ours else ""
-    return f"sop {sop.__version__} {commit}".strip()
-
-
-def _output(command: list[str]) -> str:
-    """What a program prints; nothing when it fails or is not there."""
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def _lab_episodes(run: Run) -> list[str]:

@@ -23,6 +23,7 @@ from sop.config import LearnerConfig
 from sop.core.experience import Collection, Source, Windows
 from sop.learner.bookkeeping import Bookkeeping
 from sop.learner.checkpoint import Checkpoint, CheckpointStore
+from sop.learner.memory import release_freed_memory
 from sop.learner.optimization import Optimization, StepResult
 from sop.policies import TrainablePolicy
 
@@ -77,6 +78,7 @@ class Learner:
     def run(self, stop: threading.Event) -> None:
         """Train, then leave the last policy and a checkpoint in the store (blocking)."""
         self._p.publisher.continue_from_step(self.step)
+        release_freed_memory()
         self.train(stop)
         self._index(self._p.ingest.finish())
         self.publish()
