@@ -49,9 +49,13 @@ def test_deltas_follow_each_other_and_every_fourth_version_stands_alone_too(make
     run_of(make(store), 10)
     assert forms(store) == [
         "00000000/keyframe.packed",
-        *(f"{v:08d}/delta-{v - 1:08d}.packed" for v in (1, 2, 3, 4)),
+        *(f"{v:08d}/delta-{v - 1:08d}.packed" for v in (1, 2, 3)),
+        "00000004/delta-00000000.packed",
+        "00000004/delta-00000003.packed",
         "00000004/keyframe.packed",
-        *(f"{v:08d}/delta-{v - 1:08d}.packed" for v in (5, 6, 7, 8)),
+        *(f"{v:08d}/delta-{v - 1:08d}.packed" for v in (5, 6, 7)),
+        "00000008/delta-00000004.packed",
+        "00000008/delta-00000007.packed",
         "00000008/keyframe.packed",
         "00000009/delta-00000008.packed",
     ]
@@ -69,7 +73,24 @@ def test_the_manifest_lists_a_bounded_history_that_reaches_the_newest_keyframe(m
     assert keyframe_key(16) in [file.key for file in manifest.history]
     assert all(file.names is None for file in (*manifest.history, *manifest.files)), "the same tensors all along"
     assert fetch_manifest(store, 8).history[0].version == 0
-    assert all(len(fetch_manifest(store, version).history) <= 2 * HISTORY_VERSIONS for version in range(20))
+    assert all(len(fetch_manifest(store, version).history) <= 3 * HISTORY_VERSIONS for version in range(20))
+    assert [file.base for file in fetch_manifest(store, 16).files] == [15], "nobody waits for keyframe and leap"
+
+
+def test_a_robot_that_was_away_leaps_from_keyframe_to_keyframe(make: MakePublisher) -> None:
+    store = MemoryStore()
+    run_of(make(store), 14)
+    far = FarStore(store)
+    reader = PolicyReader(far)
+    reader.read(fetch_manifest(store, 7))
+    far.got.clear()
+    read = reader.read(fetch_manifest(store, 13))
+    assert bytes_of(read.weights) == whole(13)
+    assert [key.removeprefix("policies/") for key, _ in far.got] == [
+        "00000008/delta-00000007.packed",
+        "00000012/delta-00000008.packed",
+        "00000013/delta-00000012.packed",
+    ]
 
 
 def test_frozen_tensors_travel_once_whether_the_learner_hands_them_over_or_not(make: MakePublisher) -> None:
@@ -132,16 +153,16 @@ def test_skipped_versions_are_made_up_for_by_their_deltas_or_a_keyframe(make: Ma
 @pytest.mark.parametrize("damage", ["missing", "flipped", "cut", "long"])
 def test_a_broken_delta_is_gone_around_by_the_keyframe(damage: str, make: MakePublisher) -> None:
     store = MemoryStore()
-    run_of(make(store), 5)
+    run_of(make(store), 6)
     reader = PolicyReader(store)
     reader.read(fetch_manifest(store, 3))
     _break(store, delta_key(4, 3), damage)
-    read = reader.read(fetch_manifest(store, 4))
-    assert bytes_of(read.weights) == whole(4)
+    read = reader.read(fetch_manifest(store, 5))
+    assert bytes_of(read.weights) == whole(5)
     before = read.weights["body"]
     assert not before.flags.writeable
     fresh = PolicyReader(store)
-    assert bytes_of(fresh.read(fetch_manifest(store, 4)).weights) == whole(4)
+    assert bytes_of(fresh.read(fetch_manifest(store, 5)).weights) == whole(5)
 
 
 def _break(store: MemoryStore, key: str, damage: str) -> None:

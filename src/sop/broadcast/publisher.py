@@ -5,13 +5,14 @@ import random
 import threading
 import time
 from bisect import insort
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 
 from sop.broadcast.encoder import EncodedPolicy, PolicyEncoder
 from sop.broadcast.fetch import fetch_manifest, published_versions
-from sop.broadcast.manifest import BASE_VERSION, FULL, LINEAGE, FileEntry, PolicyFacts, PolicyManifest
+from sop.broadcast.manifest import BASE_VERSION, FULL, LINEAGE, FileEntry, PolicyFacts, PolicyManifest, TensorEntry
 from sop.broadcast.retention import Retention
+from sop.broadcast.weights import undescribed
 from sop.core import layout
 from sop.core.codec import content_hash
 from sop.core.errors import AlreadyExists, RunError, StoreUnavailable
@@ -263,16 +264,16 @@ class Publisher:
         version = self._next_version
         encoded = self._encoder.encode(version, snapshot.weights, alone=snapshot.durable)
         lineage = None if snapshot.lineage is None else snapshot.lineage.encode()
-        stored = self._manifest(snapshot, encoded, lineage).to_json()
-        PolicyManifest.from_json(stored)  # what a robot would refuse must not be published
+        draft = encoded.tensors if encoded.table.done() else undescribed(encoded.arrays)
+        self._stored_manifest(snapshot, encoded, lineage, draft)  # nothing is written when the facts are wrong
         self._next_version += 1
-        on_base = any(entry.origin is not None for entry in encoded.tensors.values())
-        self._retention.begun(version, [file.key for file in encoded.files], on_base=on_base)
+        self._retention.begun(version, [file.key for file in encoded.files], on_base=encoded.on_base)
         try:
             for file, form in zip(encoded.files, encoded.forms, strict=True):
                 self._put(file.key, form.parts, snapshot.durable)
+            stored = self._stored_manifest(snapshot, encoded, lineage, encoded.tensors)
             if lineage is not None:
-                self._put(layout.policy_lineage(version), lineage, snapshot.durable)
+                self._put(layout.policy_lineage(version), lineage, durable=True)
             self._put(layout.policy_manifest(version), stored, snapshot.durable)
         except AlreadyExists as error:
             raise RunError(
@@ -285,25 +286,41 @@ class Publisher:
             self._parent = version
             self._published_step = snapshot.facts.learner_step
         self._announce(version)
+        self._put_further_forms(encoded)
         self._retention.apply(self._published)
         return version
 
-    def _manifest(self, snapshot: _Snapshot, encoded: EncodedPolicy, lineage: bytes | None) -> PolicyManifest:
+    def _put_further_forms(self, encoded: EncodedPolicy) -> None:
+        """What robots that keep up do not need; found through the next manifest."""
+        further = self._encoder.afterwards(encoded)
+        self._retention.begun(encoded.version, [file.key for file, _ in further], on_base=encoded.on_base)
+        for file, form in further:
+            self._put(file.key, form.parts, durable=False)
+        if further:
+            self._encoder.added(encoded, [file for file, _ in further])
+
+    def _stored_manifest(
+        self, snapshot: _Snapshot, encoded: EncodedPolicy, lineage: bytes | None, tensors: Mapping[str, TensorEntry]
+    ) -> bytes:
+        """The manifest as JSON, read back: what a robot would refuse must not be published."""
         version, entry = encoded.version, None
         if lineage is not None:
             entry = FileEntry(layout.policy_lineage(version), len(lineage), content_hash(lineage), LINEAGE)
         with self._changed:
             parent = self._parent
-        return PolicyManifest(
+        manifest = PolicyManifest(
             **{field.name: getattr(snapshot.facts, field.name) for field in fields(PolicyFacts)},
             version=version,
             parent_version=parent,
             created_utc_ns=snapshot.created_utc_ns,
             files=encoded.files,
-            tensors=encoded.tensors,
+            tensors=tensors,
             history=encoded.history,
             lineage=entry,
         )
+        stored = manifest.to_json()
+        PolicyManifest.from_json(stored)
+        return stored
 
     def _fetch_base(self) -> PolicyManifest:
         return retrying(

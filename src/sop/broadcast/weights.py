@@ -7,6 +7,7 @@ is a header and the arrays themselves, which the store writes one behind the oth
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +74,28 @@ def travelling(weights: Weights) -> dict[str, npt.NDArray[Any]]:
 
 def describe(arrays: Weights, threads: int = 1) -> dict[str, TensorEntry]:
     """Table of the tensors that `travelling` returned; reads every byte once."""
-    entries = {}
-    for name, array in arrays.items():
-        dtype = _NAMES[array.dtype]
-        entries[name] = TensorEntry(dtype, array.shape, tensor_hash(dtype, array.shape, array, threads))
-    return entries
+    dtypes = {name: _NAMES[array.dtype] for name, array in arrays.items()}
+    hashes = _hashes(arrays, dtypes, threads)
+    return {name: TensorEntry(dtypes[name], array.shape, hashes[name]) for name, array in arrays.items()}
+
+
+def undescribed(arrays: Weights) -> dict[str, TensorEntry]:
+    """As `describe`, with zeros for hashes: reads nothing."""
+    return {name: TensorEntry(_NAMES[array.dtype], array.shape, "0" * 32) for name, array in arrays.items()}
+
+
+def _hashes(arrays: Weights, dtypes: Mapping[str, str], threads: int) -> dict[str, str]:
+    """`tensor_hash` of every array: the threads share the tensors; one that is most of it they share itself."""
+    total = sum(array.nbytes for array in arrays.values())
+
+    def one(name: str) -> str:
+        array = arrays[name]
+        return tensor_hash(dtypes[name], array.shape, array, threads if 2 * array.nbytes > total else 1)
+
+    if threads == 1 or total < threads * _BYTES_PER_THREAD:
+        return {name: one(name) for name in arrays}
+    with ThreadPoolExecutor(threads, thread_name_prefix="hash") as pool:
+        return dict(zip(arrays, pool.map(one, arrays), strict=True))
 
 
 def encode_full(arrays: Weights) -> Encoded:
@@ -153,7 +171,9 @@ def verify(weights: Weights, expected: Mapping[str, TensorEntry], policy: str, t
             raise PolicyRefused(f"{policy}: tensor {name!r} is missing from its files")
         if (array.dtype, array.shape) != (DTYPES[entry.dtype], entry.shape):
             raise PolicyRefused(f"{policy}: tensor {name!r} is {array.dtype} {list(array.shape)}, not {entry.dtype}")
-        if tensor_hash(entry.dtype, entry.shape, array, threads) != entry.hash:
+    found = _hashes({name: weights[name] for name in expected}, {n: e.dtype for n, e in expected.items()}, threads)
+    for name, entry in expected.items():
+        if found[name] != entry.hash:
             raise PolicyRefused(f"{policy}: tensor {name!r} is altered: its hash is not {entry.hash}")
 
 
