@@ -152,13 +152,13 @@ class _Entry:
 
 def _encode_block(block: Block, new: npt.NDArray[Any], old: npt.NDArray[Any] | None) -> tuple[str, bytes]:
     """(method, payload) of the smallest result."""
-    best = ("raw", new.tobytes())
-    if old is not None and (delta := _delta(block.dtype, new, old)) and len(delta) < new.nbytes:
-        best = ("delta", delta)
-    if len(best[1]) > _GOOD * new.nbytes:
-        alone = _alone(block.dtype, new)
-        best = min(best, alone, key=lambda found: len(found[1]))
-    return best
+    found = []
+    if old is not None and (delta := _delta(block.dtype, new, old)):
+        if len(delta) <= _GOOD * new.nbytes:
+            return "delta", delta
+        found.append(("delta", delta))
+    found += [_alone(block.dtype, new), ("raw", new.tobytes())]
+    return min(found, key=lambda coded: len(coded[1]))
 
 
 def _alone(dtype: str, new: npt.NDArray[Any]) -> tuple[str, bytes]:

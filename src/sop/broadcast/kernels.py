@@ -43,21 +43,9 @@ def compiled(result: Any, *arguments: Any) -> Callable[[_F], _F]:
     return decorate
 
 
-@compiled(types.void, IN[16], IN[16], OUT[16])
-def zigzag16(new: U16, old: U16, zigzag: U16) -> None:
-    """zigzag[i] = zigzag(monotonic(new[i]) - monotonic(old[i])), all of one length."""
-    for i in range(new.size):
-        a = np.int16(new[i])
-        b = np.int16(old[i])
-        a ^= (a >> 15) & np.int16(0x7FFF)
-        b ^= (b >> 15) & np.int16(0x7FFF)
-        d = np.int16(a - b)
-        zigzag[i] = np.uint16((d << 1) ^ (d >> 15))
-
-
 @compiled(types.void, OUT[16], IN[16])
 def undo_zigzag16(values: U16, old: U16) -> None:
-    """In place: zigzag values become the new bits."""
+    """In place: zigzag values (of monotonic(new) - monotonic(old)) become the new bits."""
     for i in range(values.size):
         z = values[i]
         b = np.int16(old[i])
@@ -69,7 +57,7 @@ def undo_zigzag16(values: U16, old: U16) -> None:
 
 @compiled(types.void, IN[32], IN[32], OUT[32])
 def zigzag32(new: U32, old: U32, zigzag: U32) -> None:
-    """As `zigzag16`, of 32-bit floats."""
+    """zigzag[i] = zigzag(monotonic(new[i]) - monotonic(old[i])) of 32-bit floats, all of one length."""
     for i in range(new.size):
         a = np.int32(new[i])
         b = np.int32(old[i])

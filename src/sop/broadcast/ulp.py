@@ -36,13 +36,10 @@ _held = threading.local()
 
 def encode_delta(new: U16, old: U16) -> bytes:
     """The payload that makes `new` out of `old` (bits [n], n of 1 or more)."""
-    zigzag = _scratch("zigzag", np.uint16, new.size)
-    kernels.zigzag16(new, old, zigzag)
     raw = _scratch("raw", np.uint32, new.size // 2 + 1)
-    raw = raw[: rans.write_raw_bits(zigzag, raw)]
     counts = np.zeros((2, 256 * ROW), np.uint32)
     indices = _scratch("indices", np.uint16, new.size)
-    rans.count_symbols(zigzag, old, _symbol_of(), indices, counts.reshape(-1))
+    raw = raw[: rans.symbols_of(new, old, _symbol_of(), indices, counts.reshape(-1), raw)]
     context_of, frequencies = _contexts(counts.sum(0, np.uint64), new.size)
     rows = (context_of[:, None] * np.int64(ROW) + np.arange(ROW)).reshape(-1)
     return _encode(indices, rows, frequencies, context_of, raw.data)
