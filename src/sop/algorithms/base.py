@@ -67,7 +67,7 @@ class Algorithm(Protocol):
     """A learning rule. The learner's use of it:
 
     algorithm.prepare(offline_episodes)                       # once, before the first step
-    labels = algorithm.annotate(episode)                      # at ingest, and whenever one of its windows is loaded
+    labels = algorithm.annotate(episode)                      # when indexed, and before its first window is loaded
     loss = algorithm.loss(policy, batch, generator)           # every step; [B], seen by the sampler
     manifest(conditioning=algorithm.conditioning())           # with every published policy
     """
@@ -84,7 +84,8 @@ class Algorithm(Protocol):
     def annotate(self, episode: EpisodeFacts) -> StepLabels:
         """Say which steps are learned from. Deterministic and cheap; reads the episode, changes nothing.
 
-        Called from the learner's thread and from the batch loader's.
+        Called from the learner's thread and from the batch loader's, perhaps at once. The loader keeps the labels:
+        when the opinion changes, `BatchLoader.relabel` has to be called.
         """
         ...
 

@@ -3,7 +3,10 @@
     run.json                                         created once
     episodes/<actor_id>/<sequence>-<steps>-<hash>.arrow          online buffer
     demonstrations/<actor_id>/<sequence>-<steps>-<hash>.arrow    offline buffer
-    policies/<version>/weights.safetensors, lineage.arrow.zst, manifest.json        manifest last
+    policies/<version>/weights.safetensors                       full: all tensors that travel
+    policies/<version>/keyframe.packed, delta-<base>.packed      packed: stands alone; builds on version <base>
+    policies/<version>/lineage.arrow.zst                         what it learned from since its parent
+    policies/<version>/manifest.json                             last: without it there is no policy
     checkpoints/<learner_step>/...                               state.json last
     evaluations/<version>/<name>.json
     index/<labels id>/<first row>-<rows>-<hash>.arrow           rows of the learner's index; checkpoints name them
