@@ -89,8 +89,13 @@ def test_a_step_of_pretraining_is_drawn_again_too(trained: Run) -> None:
     assert (replay.batch.policy_version == -1).all()
 
 
-def test_a_step_that_nobody_took_is_an_error_that_says_which_there_are(trained: Run) -> None:
-    with pytest.raises(RunError, match="step 99999 is in no published version; recorded steps: 1 to"):
+def test_the_steps_of_pretraining_are_found_in_the_base_only(trained: Run) -> None:
+    assert find_draw(trained.store, 2)[0].version > 0
+    assert find_draw(trained.store, 2, version=0)[0].version == 0
+
+
+def test_a_step_that_nobody_took_is_an_error_that_says_up_to_where_there_are_some(trained: Run) -> None:
+    with pytest.raises(RunError, match=f"step 99999 is in no published version: .* learned up to {STEPS}"):
         find_draw(trained.store, 99999)
 
 

@@ -83,7 +83,11 @@ def _print_versions(run: Run, console: Console, acted: Counter[int | None]) -> N
     for version in versions:
         if version not in acted and version not in results and version != versions[-1]:
             continue
-        manifest = fetch_manifest(run.store, version)
+        try:
+            manifest = fetch_manifest(run.store, version)
+        except InvalidRecord as error:
+            console.print(f"[red]unreadable[/red] policy {version}: {error}")
+            continue
         parent = "-" if manifest.parent_version is None else str(manifest.parent_version)
         data = f"{manifest.online_episodes} online, {manifest.offline_episodes} offline"
         judged = "; ".join(results.get(version, []))

@@ -11,12 +11,11 @@ Everything is read from the store alone, so it works on a run of any age and whi
 from collections.abc import Iterator
 
 from sop.broadcast import PolicyManifest, fetch_manifest, published_versions
+from sop.broadcast.manifest import BASE_VERSION
 from sop.core.codec import content_hash
 from sop.core.errors import InvalidRecord, NotFound, RunError
 from sop.core.lineage import Lineage, StepDraw
 from sop.transport import ObjectStore
-
-BASE_VERSION = 0
 
 
 def read_lineage(store: ObjectStore, manifest: PolicyManifest) -> Lineage:
@@ -62,26 +61,24 @@ def find_draw(store: ObjectStore, learner_step: int, version: int | None = None)
 
     Args:
         store: of the run.
-        learner_step: 1 is the learner's first; the steps of pretraining have their own numbers, in version 0.
-        version: look in this version only; None looks along the ancestry of the newest one, the base last.
+        learner_step: 1 is the learner's first.
+        version: look in this version only, 0 for the steps of pretraining, which have numbers of their own; None looks
+            along the ancestry of the newest one, without the base.
 
     Raises:
-        RunError: no published version has the step; says which steps there are.
+        RunError: no published version has the step; says up to where they have learned.
+        NotFound: the version is not published.
     """
     if version is not None:
         manifests: Iterator[PolicyManifest] = iter([fetch_manifest(store, version)])
     else:
-        versions = list(published_versions(store))
-        if not versions:
-            raise RunError("no policy is published, so no step is recorded yet")
-        manifests = ancestry(store, versions[-1])
-    steps: list[int] = []
+        newest = max(published_versions(store), default=BASE_VERSION)
+        manifests = (manifest for manifest in ancestry(store, newest) if manifest.version != BASE_VERSION)
+    newest_step = 0
     for manifest in manifests:
-        if manifest.version == BASE_VERSION or learner_step <= manifest.learner_step:
-            lineage = read_lineage(store, manifest)
-            if (draw := lineage.draw(learner_step)) is not None:
+        newest_step = max(newest_step, manifest.learner_step)
+        if learner_step <= manifest.learner_step:
+            draw = read_lineage(store, manifest).draw(learner_step)
+            if draw is not None:
                 return manifest, draw
-            steps += [draw.learner_step for draw in lineage.draws]
-        steps.append(manifest.learner_step)
-    there = f"{min(steps)} to {max(steps)}" if steps else "none"
-    raise RunError(f"step {learner_step} is in no published version; recorded steps: {there}")
+    raise RunError(f"step {learner_step} is in no published version: those there are have learned up to {newest_step}")

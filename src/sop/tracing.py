@@ -3,6 +3,7 @@
 Reads the store alone. A version's answer takes one small object per ancestor; an episode's, one per version.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from sop.lineage import learned_by, read_lineage
 from sop.runs import Run, open_run
 from sop.transport import ObjectStore
 
+_log = logging.getLogger(__name__)
 PLAIN_WIDTH = 140
 """Columns when the output is not a terminal but a file or a pipe."""
 
@@ -199,8 +201,12 @@ def print_episode(place: str, name: str) -> None:
 def _lessons(store: ObjectStore, key: str) -> Sequence[_Lesson]:
     found = []
     for version in published_versions(store):
-        manifest = fetch_manifest(store, version)
-        lineage: Lineage = read_lineage(store, manifest)
+        try:
+            manifest = fetch_manifest(store, version)
+            lineage: Lineage = read_lineage(store, manifest)
+        except InvalidRecord as error:
+            _log.warning("policy %d is passed over: %s", version, error)
+            continue
         steps = [draw.learner_step for draw in lineage.draws if key in draw.keys]
         if steps:
             first = next((episode for episode in lineage.learned if episode.key == key), None)

@@ -1,8 +1,9 @@
 """Reading published policies from the store: by listing, one manifest, its tensors."""
 
+import logging
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from sop.core.codec import content_hash
 from sop.core.errors import InvalidRecord, NotFound, PolicyRefused
 from sop.core.policy import Weights
 from sop.transport.base import MapsObjects, ObjectStore
+
+_log = logging.getLogger(__name__)
 
 _MANIFEST_KEY = re.compile(rf"{layout.POLICIES}/(\d{{8}})/manifest\.json")
 THREADS = 2
@@ -32,6 +35,37 @@ def published_versions(store: ObjectStore, after: int | None = None) -> Iterator
     for key in store.keys(f"{layout.POLICIES}/", start):
         if match := _MANIFEST_KEY.fullmatch(key):
             yield int(match[1])
+
+
+def parent_at(
+    store: ObjectStore, versions: Sequence[int], learner_step: int, then: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """The policy that a training goes on from after a restart, and its learner step (0 for the base). Blocks: reads
+    manifests, newest first; damaged ones are passed over.
+
+    Args:
+        store: of the run.
+        versions: published ones, ascending; the first is the base, which every training descends from.
+        learner_step: of the checkpoint; no younger policy is its parent.
+        then: when the checkpoint was made, the policy that the training had gone on from, and the newest of all.
+            Only a snapshot that was waiting then can be a later parent; all others belong to branches that ended.
+            None when it is not known.
+
+    Returns:
+        (version, learner step); None when there is no policy.
+    """
+    for version in reversed(versions):
+        if version == versions[0]:
+            return version, 0
+        try:
+            manifest = fetch_manifest(store, version)
+        except (InvalidRecord, NotFound) as error:
+            _log.warning("policy %d is passed over as a parent: %s", version, error)
+            continue
+        follows = then is None or version == then[0] or (version > then[1] and manifest.parent_version == then[0])
+        if manifest.learner_step <= learner_step and follows:
+            return version, manifest.learner_step
+    return None
 
 
 def fetch_manifest(store: ObjectStore, version: int) -> PolicyManifest:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 
 from sop.broadcast.encoder import EncodedPolicy, PolicyEncoder
-from sop.broadcast.fetch import fetch_manifest, published_versions
+from sop.broadcast.fetch import fetch_manifest, parent_at, published_versions
 from sop.broadcast.manifest import BASE_VERSION, FULL, LINEAGE, FileEntry, PolicyFacts, PolicyManifest, TensorEntry
 from sop.broadcast.retention import Retention
 from sop.broadcast.weights import undescribed
@@ -121,6 +121,13 @@ class Publisher:
             return self._published[-1] if self._published else None
 
     @property
+    def branch(self) -> tuple[int, int] | None:
+        """(parent of the next version, newest version of all): what `continue_from_step` takes; None before there
+        is a parent."""
+        with self._changed:
+            return None if self._parent is None else (self._parent, self._published[-1])
+
+    @property
     def published_step(self) -> int:
         """Learner step of the policy that the next one will have as its parent; 0 for the base policy."""
         with self._changed:
@@ -146,21 +153,17 @@ class Publisher:
         with self._changed:
             self._parent = version
 
-    def continue_from_step(self, learner_step: int) -> int:
-        """As `continue_from`, with the newest policy that is not younger than a checkpoint; the base (the oldest
-        policy) when there is none. Reads manifests, newest first: blocks.
+    def continue_from_step(self, learner_step: int, then: tuple[int, int] | None = None) -> int:
+        """As `continue_from`, with the policy that a checkpoint at `learner_step` continues: see `parent_at`. Blocks.
 
         Returns:
             `published_step`.
         """
         with self._changed:
             versions = list(self._published)
-        for version in reversed(versions):
-            step = 0 if version == versions[0] else fetch_manifest(self._store, version).learner_step
-            if step <= learner_step:
-                with self._changed:
-                    self._parent, self._published_step = version, step
-                break
+        if (found := parent_at(self._store, versions, learner_step, then)) is not None:
+            with self._changed:
+                self._parent, self._published_step = found
         return self.published_step
 
     def publish(self, weights: Weights, facts: PolicyFacts, lineage: Lineage | None = None) -> None:

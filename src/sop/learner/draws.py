@@ -104,10 +104,12 @@ class DrawLog:
                 it belongs to the next version.
             same_rows: the index holds the rows that it held then; if not, episodes count as new once more.
         """
+        self._handed_over_step = published_step
+        if "lineage" not in arrays:  # a checkpoint from before there was lineage
+            return
         lineage = Lineage.decode(arrays["lineage"].tobytes())
         self._draws, self._learned = list(lineage.draws), list(lineage.learned)
         self.forget(published_step)
-        self._handed_over_step = published_step
         if not same_rows:
             return
         seen = np.unpackbits(arrays["seen"], count=len(self._index)).astype(np.bool_)

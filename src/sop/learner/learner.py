@@ -77,7 +77,8 @@ class Learner:
 
     def run(self, stop: threading.Event) -> None:
         """Train, then leave the last policy and a checkpoint in the store (blocking)."""
-        self._p.publisher.continue_from_step(self.step)
+        if self._p.publisher.branch is None:
+            self._p.publisher.continue_from_step(self.step)
         release_freed_memory()
         self.train(stop)
         self._index(self._p.ingest.finish())
@@ -131,6 +132,7 @@ class Learner:
             "algorithm": {name: value for name, value in learned.items() if name not in arrays},
             "fresh_draws": parts.books.fresh_draws,
             "collected_at": self._collected_at,
+            "branch": parts.publisher.branch,
         }
         tensors = parts.optimization.tensors() | {"generator": parts.generator.get_state()}
         tensors |= {f"{_ALGORITHM}{name}": torch.from_numpy(value) for name, value in arrays.items()}
@@ -149,7 +151,10 @@ class Learner:
         parts.books.fresh_draws = state["fresh_draws"]
         parts.optimization.load_state(checkpoint.tensors, state["optimization"])
         parts.algorithm.load_state_dict({**state["algorithm"], **_arrays(checkpoint, _ALGORITHM)})
-        published_step = parts.publisher.continue_from_step(checkpoint.learner_step)
+        branch = state.get("branch")
+        published_step = parts.publisher.continue_from_step(
+            checkpoint.learner_step, None if branch is None else (int(branch[0]), int(branch[1]))
+        )
         parts.books.draws.restore(_arrays(checkpoint, _DRAWS), published_step, same_rows=exact)
         parts.sampler.load_state_dict(state["sampler"])
         parts.generator.set_state(checkpoint.tensors["generator"])
