@@ -99,6 +99,29 @@ def test_retention_keeps_the_chain_below_a_kept_version_and_the_base(make: MakeP
     assert bytes_of(fetch_policy(store, 8)[1]) == whole(8)
 
 
+def test_a_keyframe_that_cannot_be_stored_ends_nothing_and_the_next_version_stands_alone(make: MakePublisher) -> None:
+    store = MemoryStore()
+    publisher = make(store, attempts=2, keep_policies=2, protected=())
+    run_of(publisher, 4)
+    store.before = _refuse_keyframes
+    publisher.publish(trained(4), facts(4))
+    with publisher._changed:
+        assert publisher._changed.wait_for(lambda: publisher._published[-1] == 4 and not publisher._writing, 60)
+    store.before = lambda _operation, _key: None
+    for step in (5, 6):
+        publisher.publish(trained(step), facts(step))
+        with publisher._changed:
+            assert publisher._changed.wait_for(lambda: not publisher._writing and publisher._waiting is None, 60)
+    assert [file.base for file in fetch_manifest(store, 5).files] == [None]
+    assert [file.base for file in fetch_manifest(store, 6).files] == [5]
+    assert bytes_of(fetch_policy(store, 6)[1]) == whole(6)
+
+
+def _refuse_keyframes(operation: str, key: str) -> None:
+    if operation == "put" and "keyframe" in key:
+        raise StoreUnavailable("the store went away after the announcement")
+
+
 def test_a_version_that_is_the_base_again_keeps_the_base(make: MakePublisher) -> None:
     """It has no file of its own: all that it is lies in version 0, which nothing else protects."""
     store = MemoryStore()

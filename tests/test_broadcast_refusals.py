@@ -78,9 +78,9 @@ BAD_POLICIES: dict[str, tuple[Bad, str]] = {
     "other cameras": (_for_robot(cameras={"front": (32, 32)}), "made for another robot: cameras is"),
     "other actions": (_for_robot(action_names=("dx", "dy")), "made for another robot: action_names is"),
     "unknown encoding": (_changed(files=[_file(encoding="newer")]), "encoding 'newer' is not known"),
-    "unknown schema": (_changed(schema_version=9), "schema_version: this program reads 1, got 9"),
+    "unknown schema": (_changed(schema_version=9), "schema_version: this program reads 2, got 9"),
     "manifest of another version": (policy(2), "the manifest of policy 1 says it is policy 2"),
-    "not a manifest": (({"schema_version": 1}, policy(1)[1]), "the manifest is not valid"),
+    "not a manifest": (({"schema_version": 2}, policy(1)[1]), "the manifest is not valid"),
 }
 
 

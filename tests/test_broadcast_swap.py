@@ -165,7 +165,12 @@ def test_a_policy_that_cannot_be_made_is_a_refusal(world: World) -> None:
 
 
 def lineage(step: int) -> Lineage:
-    draw = StepDraw(learner_step=step, keys=("episodes/a/b",), starts=np.array([step], np.int32), batch_hash="0" * 32)
+    draw = StepDraw(
+        learner_step=step,
+        keys=(f"episodes/a/00000000-00001-{0:032x}.arrow",),
+        starts=np.array([step], np.int32),
+        batch_hash="0" * 32,
+    )
     return Lineage(draws=(draw,), learned=())
 
 

@@ -76,7 +76,7 @@ def test_the_way_ends_at_the_first_robot_with_that_version_or_a_later_one() -> N
     swaps = [swap("robot-2", 3, 20, 20.5, 21), swap("robot-1", 1, 6.5, 7, 9), swap("robot-3", 2, 12.5, 13, 30)]
     samples = hop_samples(history, swaps)
     assert sorted(values(samples, "sampled_to_published")) == [1.0, 1.0]
-    assert values(samples, "recorded_to_swapped") == [11.0, 5.0]  # robot-2 swapped to 3 before robot-3 to 2
+    assert values(samples, "recorded_to_swapped") == [5.0, 11.0]  # robot-2 swapped to 3 before robot-3 to 2
     assert sorted(values(samples, "published_to_staged")) == [0.5, 0.5, 0.5]
     assert sorted(values(samples, "staged_to_swapped")) == [0.5, 2.0, 17.0]
 
@@ -94,8 +94,16 @@ def test_the_base_policy_and_the_lab_are_left_out() -> None:
 
 
 def test_a_robot_that_reports_a_swap_with_every_episode_counts_once() -> None:
-    one = swap("robot-1", 1, 1, 2, 3)
-    assert len(hop_samples([], [one, one, one])) == 2
+    one, restarted = swap("robot-1", 1, 1, 2, 3), swap("robot-1", 1, 1, 7000, 7003)
+    samples = hop_samples([], [one, restarted, one])
+    assert values(samples, "published_to_staged") == [1.0], "the first time counts, not the one after a restart"
+    assert values(samples, "staged_to_swapped") == [1.0]
+
+
+def test_an_episode_that_is_new_again_after_the_index_was_rebuilt_counts_once() -> None:
+    again = learned(1, at=10)
+    samples = hop_samples([version(2, again, created=99), version(1, again, created=12)], [])
+    assert values(samples, "sampled_to_published") == [1.0]
 
 
 def test_the_earliest_swap_wins_over_all_later_versions() -> None:

@@ -34,18 +34,21 @@ def hop_samples(
         swaps: one or more per robot and version (repeats count once).
         base_version: left out, it was there before the fleet.
     """
-    distinct = {(swap.actor_id, swap.version): swap for swap in swaps if swap.version > base_version}
+    latest_first = sorted(swaps, key=lambda swap: swap.times.swapped_utc_ns, reverse=True)  # the first one counts
+    distinct = {(swap.actor_id, swap.version): swap for swap in latest_first if swap.version > base_version}
     found = [sample for swap in distinct.values() for sample in _policy_hops(swap)]
     first_swap = first_swaps(distinct.values())
     versions = sorted(first_swap)
-    for manifest, lineage in learned:
+    counted: set[str] = set()
+    for manifest, lineage in sorted(learned, key=lambda pair: pair[0].version):
         if manifest.version == base_version:
             continue
         place = bisect_left(versions, manifest.version)
         swapped_utc_ns = first_swap[versions[place]] if place < len(versions) else None
         for episode in lineage.learned:
-            if from_lab(episode.key):
+            if from_lab(episode.key) or episode.key in counted:  # new once more after the index was rebuilt
                 continue
+            counted.add(episode.key)
             found += arrival_hops(episode)
             who = (episode.actor_id, episode.task)
             to_published_s = (manifest.created_utc_ns - episode.sampled_utc_ns) / 1e9

@@ -74,11 +74,15 @@ def find_draw(store: ObjectStore, learner_step: int, version: int | None = None)
     else:
         newest = max(published_versions(store), default=BASE_VERSION)
         manifests = (manifest for manifest in ancestry(store, newest) if manifest.version != BASE_VERSION)
-    newest_step = 0
+    newest_step, found = 0, None
     for manifest in manifests:
         newest_step = max(newest_step, manifest.learner_step)
-        if learner_step <= manifest.learner_step:
-            draw = read_lineage(store, manifest).draw(learner_step)
-            if draw is not None:
-                return manifest, draw
-    raise RunError(f"step {learner_step} is in no published version: those there are have learned up to {newest_step}")
+        if learner_step > manifest.learner_step:
+            break
+        found = manifest  # the oldest that has learned up to the step is the one that learned in it
+    draw = None if found is None else read_lineage(store, found).draw(learner_step)
+    if found is None or draw is None:
+        raise RunError(
+            f"step {learner_step} is in no published version: those there are have learned up to {newest_step}"
+        )
+    return found, draw

@@ -45,7 +45,7 @@ import torch
 from sop.actor import Actor, ActorReporter, ActorSettings, EpisodeSpool, SpoolWriter, Uploader
 from sop.actor.uploader import next_stored_sequence
 from sop.algorithms import Algorithm, make_algorithm
-from sop.broadcast import Publisher, Subscriber, fetch_policy, prepare_with
+from sop.broadcast import Publisher, Subscriber, fetch_policy, prepare_with, published_versions
 from sop.buffer import (
     AdaptiveSampler,
     BatchLoader,
@@ -178,6 +178,9 @@ def run_pretraining(run: Run, stop: Event) -> None:
         publish_every=settings.steps + 1,
         checkpoint_every=settings.steps + 1,
     )
+    if 0 not in published_versions(run.store):
+        for key in list(run.store.keys(f"{layout.policy_folder(0)}/")):
+            run.store.delete(key)  # of a pretraining that was killed: without a manifest nobody believes it
     schedule = cosine_after_warmup(settings.steps)
     with learner_parts(run, policy, algorithm, loop, schedule=schedule, algorithm_name="bc") as parts:
         parts.books.index(episodes)

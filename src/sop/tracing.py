@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sop.broadcast import PolicyManifest, fetch_manifest, published_versions
@@ -55,14 +56,20 @@ def trace_version(store: ObjectStore, version: int) -> VersionTrace:
         NotFound: it, or an ancestor of it, is not published.
         InvalidRecord: the lineage of an ancestor is damaged.
     """
-    generations = list(learned_by(store, version))
-    trace = VersionTrace(generations[0][0], ancestors=len(generations) - 1)
-    for _, lineage in reversed(generations):
-        for episode in lineage.learned:
-            trace.learned.setdefault(episode.key, episode)
+    trace: VersionTrace | None = None
+    first: list[tuple[LearnedEpisode, ...]] = []
+    for manifest, lineage in learned_by(store, version):  # newest first; draws are counted and dropped
+        trace = VersionTrace(manifest) if trace is None else trace
+        trace.ancestors += manifest.version != version
+        trace.steps += len(lineage.draws)
+        first.append(lineage.learned)
         for draw in lineage.draws:
             trace.windows.update(draw.keys)
-        trace.steps += len(lineage.draws)
+    if trace is None:
+        raise RunError(f"policy {version} has no manifest")
+    for episodes in reversed(first):
+        for episode in episodes:
+            trace.learned.setdefault(episode.key, episode)
     return trace
 
 
@@ -178,9 +185,11 @@ def print_episode(place: str, name: str) -> None:
     header = episode.header
     acted = "demonstration" if header.policy_version is None else f"version {header.policy_version} acted"
     console.print(f"[bold]{EpisodeKey.parse(key).episode_id}[/bold]  {key}")
-    console.print(f"{header.task}: {header.outcome} after {episode.num_steps} steps; {acted}; {header.instruction!r}")
+    console.print(
+        f"{header.task}: {header.outcome} after {episode.num_steps} steps; {acted}; {escape(repr(header.instruction))}"
+    )
     for mark in header.interventions:
-        console.print(f"  steps {mark.start} to {mark.stop}: {mark.operator} corrected ({mark.reason})")
+        console.print(f"  steps {mark.start} to {mark.stop}: {escape(mark.operator)} corrected ({escape(mark.reason)})")
     lessons = list(_lessons(run.store, key))
     if not lessons:
         console.print("no published version has learned from it (yet)")

@@ -11,7 +11,7 @@ need, and the others find them through the next version's manifest.
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import blake3
@@ -23,6 +23,7 @@ from sop.broadcast.manifest import (
     HISTORY_VERSIONS,
     PACKED,
     FileEntry,
+    PolicyFacts,
     PolicyManifest,
     TensorEntry,
     delta_key,
@@ -177,6 +178,10 @@ class PolicyEncoder:
         self._chain += files
         self._keyframe = encoded
 
+    def start_over(self) -> None:
+        """A keyframe that was due is missing: the next version stands alone."""
+        self._last = None
+
     def published(self, encoded: EncodedPolicy) -> None:
         """The version is in the store: the next one may build on it."""
         if encoded.version == BASE_VERSION:
@@ -237,6 +242,35 @@ class PolicyEncoder:
             hasher.update(part)
         form = Encoded([memoryview(part) for part in packed.parts], packed.num_bytes, hasher.hexdigest(length=16))
         return FileEntry(key, form.num_bytes, form.hash, PACKED, base, tuple(arrays)), form
+
+
+def stored_manifest(
+    encoded: EncodedPolicy,
+    facts: PolicyFacts,
+    tensors: Mapping[str, TensorEntry],
+    lineage: FileEntry | None,
+    *,
+    parent_version: int | None,
+    created_utc_ns: int,
+) -> bytes:
+    """The manifest of a version as JSON, read back: what a robot would refuse must not be published.
+
+    Raises:
+        InvalidRecord: a robot would refuse it; names the field.
+    """
+    manifest = PolicyManifest(
+        **{field.name: getattr(facts, field.name) for field in fields(PolicyFacts)},
+        version=encoded.version,
+        parent_version=parent_version,
+        created_utc_ns=created_utc_ns,
+        files=encoded.files,
+        tensors=tensors,
+        history=encoded.history,
+        lineage=lineage,
+    )
+    stored = manifest.to_json()
+    PolicyManifest.from_json(stored)
+    return stored
 
 
 def _complete(

@@ -170,6 +170,8 @@ class PolicyReader:
         self._threads = threads
         self._timer = timer
         self._held: ReadPolicy | None = None
+        if not self._mapped:
+            import sop.broadcast.delta  # noqa: F401  compiles its kernels now, not while a robot acts
 
     def read(self, manifest: PolicyManifest) -> ReadPolicy:
         """The tensors of a version. Blocks for the transfer.

@@ -36,7 +36,7 @@ def compiled(result: Any, *arguments: Any) -> Callable[[_F], _F]:
         options = {"nogil": True, "error_model": "numpy"}
         try:
             kernel: _F = njit(result(*arguments), cache=True, **options)(function)
-        except RuntimeError:  # "cannot cache function": no folder for it
+        except Exception:  # noqa: BLE001 - no folder, no room, or a cache that a power cut tore: numba raises anything
             kernel = njit(result(*arguments), **options)(function)
         return kernel
 

@@ -29,7 +29,7 @@ from sop.core.errors import InvalidRecord
 from sop.core.lineage import MAX_LINEAGE_BYTES
 from sop.core.policy import Conditioning, PolicySpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when the meaning of a field changes; a reader refuses versions that it does not know."""
 MAX_MANIFEST_BYTES = 16 << 20
 """Room for MAX_TENSORS entries with long names; what is larger is refused unread."""
@@ -290,8 +290,9 @@ def _check_tensors(manifest: PolicyManifest) -> None:
             raise InvalidRecord(field, f"a name has 1 to {MAX_NAME_LENGTH} characters, got {len(name)}")
         if tensor.dtype not in DTYPES:
             raise InvalidRecord(f"{field}.dtype", f"must be one of {sorted(DTYPES)}, got {tensor.dtype[:80]!r}")
-        if len(tensor.shape) > MAX_DIMENSIONS or min(tensor.shape, default=0) < 0:
-            raise InvalidRecord(f"{field}.shape", f"must be up to {MAX_DIMENSIONS} sizes of 0 or more")
+        possible = math.prod(max(1, size) for size in tensor.shape[:MAX_DIMENSIONS]) < 1 << 59  # what numpy can address
+        if len(tensor.shape) > MAX_DIMENSIONS or min(tensor.shape, default=0) < 0 or not possible:
+            raise InvalidRecord(f"{field}.shape", f"must be up to {MAX_DIMENSIONS} sizes of 0 or more, not astronomic")
         if not _HASH.fullmatch(tensor.hash):
             raise InvalidRecord(f"{field}.hash", f"must be 32 hexadecimal digits, got {tensor.hash[:80]!r}")
         if tensor.origin is not None and not tensor.origin == BASE_VERSION < manifest.version:

@@ -6,11 +6,12 @@ import threading
 import time
 from bisect import insort
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import TypeVar
 
-from sop.broadcast.encoder import EncodedPolicy, PolicyEncoder
+from sop.broadcast.encoder import EncodedPolicy, PolicyEncoder, stored_manifest
 from sop.broadcast.fetch import fetch_manifest, parent_at, published_versions
-from sop.broadcast.manifest import BASE_VERSION, FULL, LINEAGE, FileEntry, PolicyFacts, PolicyManifest, TensorEntry
+from sop.broadcast.manifest import BASE_VERSION, FULL, LINEAGE, FileEntry, PolicyFacts, TensorEntry
 from sop.broadcast.retention import Retention
 from sop.broadcast.weights import undescribed
 from sop.core import layout
@@ -23,6 +24,7 @@ from sop.transport.base import Data, EventBus, ObjectStore
 from sop.transport.retry import Backoff, put_retrying, retrying
 
 _log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,13 @@ class Publisher:
             raise ValueError(f"keep_policies and attempts must be at least 1, got {keep_policies} and {attempts}")
         self._store = store
         self._bus = bus
-        self._encoder = PolicyEncoder(store, encoding, keyframe_every, threads, self._fetch_base)
+        self._encoder = PolicyEncoder(
+            store,
+            encoding,
+            keyframe_every,
+            threads,
+            lambda: self._retrying(lambda: fetch_manifest(store, BASE_VERSION)),
+        )
         self._clock_ns = clock_ns
         self._attempts = attempts
         self._backoff = Backoff(rng or random.Random())
@@ -161,7 +169,8 @@ class Publisher:
         """
         with self._changed:
             versions = list(self._published)
-        if (found := parent_at(self._store, versions, learner_step, then)) is not None:
+        found = self._retrying(lambda: parent_at(self._store, versions, learner_step, then))
+        if found is not None:
             with self._changed:
                 self._parent, self._published_step = found
         return self.published_step
@@ -277,7 +286,7 @@ class Publisher:
             stored = self._stored_manifest(snapshot, encoded, lineage, encoded.tensors)
             if lineage is not None:
                 self._put(layout.policy_lineage(version), lineage, durable=True)
-            self._put(layout.policy_manifest(version), stored, snapshot.durable)
+            self._put(layout.policy_manifest(version), stored, durable=True)
         except AlreadyExists as error:
             raise RunError(
                 f"policy {version} appeared in the store while this learner runs: another learner publishes to the "
@@ -295,43 +304,33 @@ class Publisher:
 
     def _put_further_forms(self, encoded: EncodedPolicy) -> None:
         """What robots that keep up do not need; found through the next manifest."""
-        further = self._encoder.afterwards(encoded)
-        self._retention.begun(encoded.version, [file.key for file, _ in further], on_base=encoded.on_base)
-        for file, form in further:
-            self._put(file.key, form.parts, durable=False)
-        if further:
-            self._encoder.added(encoded, [file for file, _ in further])
+        stored: list[FileEntry] = []
+        try:
+            for file, form in self._encoder.afterwards(encoded):
+                self._put(file.key, form.parts, durable=False)
+                self._retention.begun(encoded.version, [file.key], on_base=encoded.on_base)
+                stored.append(file)
+        except (StoreUnavailable, AlreadyExists) as error:
+            _log.warning("policy %d has no keyframe: the next one stands alone (%s)", encoded.version, error)
+            self._encoder.start_over()
+            return
+        if stored:
+            self._encoder.added(encoded, stored)
 
     def _stored_manifest(
         self, snapshot: _Snapshot, encoded: EncodedPolicy, lineage: bytes | None, tensors: Mapping[str, TensorEntry]
     ) -> bytes:
-        """The manifest as JSON, read back: what a robot would refuse must not be published."""
-        version, entry = encoded.version, None
+        entry = None
         if lineage is not None:
-            entry = FileEntry(layout.policy_lineage(version), len(lineage), content_hash(lineage), LINEAGE)
+            entry = FileEntry(layout.policy_lineage(encoded.version), len(lineage), content_hash(lineage), LINEAGE)
         with self._changed:
             parent = self._parent
-        manifest = PolicyManifest(
-            **{field.name: getattr(snapshot.facts, field.name) for field in fields(PolicyFacts)},
-            version=version,
-            parent_version=parent,
-            created_utc_ns=snapshot.created_utc_ns,
-            files=encoded.files,
-            tensors=tensors,
-            history=encoded.history,
-            lineage=entry,
+        return stored_manifest(
+            encoded, snapshot.facts, tensors, entry, parent_version=parent, created_utc_ns=snapshot.created_utc_ns
         )
-        stored = manifest.to_json()
-        PolicyManifest.from_json(stored)
-        return stored
 
-    def _fetch_base(self) -> PolicyManifest:
-        return retrying(
-            lambda: fetch_manifest(self._store, BASE_VERSION),
-            attempts=self._attempts,
-            backoff=self._backoff,
-            pause=self._pause,
-        )
+    def _retrying(self, read: Callable[[], Answer]) -> Answer:
+        return retrying(read, attempts=self._attempts, backoff=self._backoff, pause=self._pause)
 
     def _put(self, key: str, data: Data, durable: bool) -> None:
         put_retrying(

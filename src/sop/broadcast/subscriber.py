@@ -19,6 +19,8 @@ from sop.transport.base import Cursor, EventBus, ObjectStore
 from sop.transport.retry import Backoff
 
 _log = logging.getLogger(__name__)
+MAX_REASON = 1000
+"""Characters of a refusal that are kept: names in it come from outside, and it travels in an event."""
 
 Prepare = Callable[[PolicyManifest, Weights, Policy | None], Policy]
 """Puts verified weights into a policy: into the spare one that nobody acts with if it fits, else into a new one.
@@ -267,6 +269,9 @@ class Subscriber:
         except InvalidRecord as error:
             self._refuse(version, f"policy {version}: the manifest is not valid: {error}")
             return
+        except MemoryError:
+            self._refuse(version, f"policy {version}: its tensors do not fit the memory of this robot")
+            return
 
     def _stage(self, read: ReadPolicy, published_utc_ns: int | None) -> None:
         manifest = read.manifest
@@ -318,7 +323,7 @@ class Subscriber:
 
     def _refuse(self, version: int, reason: str) -> None:
         with self._changed:
-            self._refusals[version] = reason
+            self._refusals[version] = reason[:MAX_REASON]
             self._know(version)
             self._changed.notify_all()
         kept = "no policy" if self._current is None else f"policy {self._current}"

@@ -101,6 +101,7 @@ class Ingest:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._listed_at: float | None = None
+        self._started_at = clock()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._loop, name="ingest", daemon=True)
         self.num_quarantined = 0
@@ -214,7 +215,7 @@ class Ingest:
     def _listing_is_due(self, *, after_events: bool) -> bool:
         """Events first, as long as they come: they carry times that a listing does not. Then twice as long at most."""
         if self._listed_at is None:
-            return after_events
+            return after_events or self._clock() - self._started_at >= self._list_every_s
         return self._clock() - self._listed_at >= self._list_every_s * (1 if after_events else 2)
 
     def _listing(self) -> Iterator[int]:

@@ -25,6 +25,7 @@ import pyarrow as pa
 from sop.buffer.index import EpisodeIndex
 from sop.buffer.rows import COLUMNS, OUTCOMES, RowBlock
 from sop.core import layout
+from sop.core.arrow import read_single_batch
 from sop.core.codec import content_hash
 from sop.core.episode import ACTOR_ID
 from sop.core.errors import AlreadyExists, InvalidRecord, StoreUnavailable
@@ -198,11 +199,7 @@ def decode_segment(data: bytes) -> RowBlock:
     if len(data) > MAX_SEGMENT_BYTES:
         raise InvalidRecord("segment", f"{len(data)} bytes, at most {MAX_SEGMENT_BYTES} are accepted")
     try:
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-            if reader.num_record_batches != 1:
-                raise InvalidRecord("segment", f"one record batch expected, got {reader.num_record_batches}")
-            batch = reader.get_batch(0)
-        batch.validate(full=True)
+        batch = read_single_batch(data, "segment", full=True)
         header = msgspec.json.decode((batch.schema.metadata or {})[_HEADER], type=_Header)
         block = _block(batch, header)
     except (pa.ArrowException, msgspec.DecodeError, OSError, ValueError, TypeError, KeyError) as error:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import simplejpeg
 
+from sop.core.arrow import read_single_batch
 from sop.core.episode import SCHEMA_VERSION, Episode, Intervention, Outcome, PolicyTimes
 from sop.core.errors import InvalidRecord
 
@@ -269,15 +270,7 @@ def _column(values: npt.NDArray[Any]) -> pa.Array:
 
 
 def _read_container(data: bytes | memoryview, trusted: bool) -> pa.RecordBatch:
-    try:
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-            if reader.num_record_batches != 1:
-                raise InvalidRecord("episode", f"one record batch expected, got {reader.num_record_batches}")
-            batch = reader.get_batch(0)
-        batch.validate(full=not trusted)
-        _ = batch.schema.names  # decoded when asked for: names that are no text fail here
-    except (pa.ArrowInvalid, pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise InvalidRecord("episode", f"not a readable Arrow file ({error})") from error
+    batch = read_single_batch(data, "episode", full=not trusted)
     if any(isinstance(column_type, pa.BaseExtensionType) for column_type in batch.schema.types):
         raise InvalidRecord("episode", "extension types are not accepted")
     return batch

@@ -16,15 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import zstandard
 
+from sop.core.arrow import read_single_batch
 from sop.core.errors import InvalidRecord
 from sop.core.layout import EpisodeKey
 
-MAX_LINEAGE_BYTES = 256 << 20
-"""Decompressed size that is accepted: ten million draws."""
+MAX_LINEAGE_BYTES = 128 << 20
+"""Decompressed size that is accepted: a million windows."""
 _META = b"sop.lineage"
-_SCHEMA = pa.schema(
-    [("learner_step", pa.int32()), ("episode", pa.dictionary(pa.int32(), pa.string())), ("start", pa.int32())]
-)
+_SCHEMA = pa.schema([("learner_step", pa.int32()), ("episode", pa.string()), ("start", pa.int32())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ class Lineage:
         starts = [draw.starts for draw in self.draws]
         columns = [
             pa.array(np.concatenate(steps) if steps else np.zeros(0, np.int32)),
-            pa.array(keys, pa.string()).dictionary_encode(),
+            pa.array(keys, pa.string()),
             pa.array(np.concatenate(starts) if starts else np.zeros(0, np.int32)),
         ]
         meta = _Meta(steps=tuple((draw.learner_step, draw.batch_hash) for draw in self.draws), learned=self.learned)
@@ -123,9 +122,7 @@ class Lineage:
             raw = zstandard.ZstdDecompressor().decompress(
                 data, max_output_size=MAX_LINEAGE_BYTES, allow_extra_data=False
             )
-            with pa.ipc.open_file(pa.BufferReader(raw)) as reader:
-                batch = reader.get_batch(0)
-            batch.validate(full=True)
+            batch = read_single_batch(raw, "lineage", full=True)
             meta = msgspec.json.decode((batch.schema.metadata or {}).get(_META, b""), type=_Meta)
         except (zstandard.ZstdError, pa.ArrowException, ValueError, OSError, IndexError) as error:
             raise InvalidRecord("lineage", f"cannot be read ({error})") from error
@@ -145,11 +142,14 @@ def _split(batch: pa.RecordBatch, meta: _Meta) -> list[StepDraw]:
     """Rows of consecutive equal steps are one draw."""
     steps = batch.column("learner_step").to_numpy(zero_copy_only=False)
     starts = batch.column("start").to_numpy(zero_copy_only=False)
-    keys = batch.column("episode").to_pylist()
+    names: dict[str, str] = {}
+    keys = [names.setdefault(key, key) for key in batch.column("episode").to_pylist()]  # one text per episode
     edges = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)] if len(steps) else [0]
     found: list[StepDraw] = []
     for begin, end in pairwise(edges):
         number = len(found)
+        for key in keys[begin:end]:
+            EpisodeKey.parse(key)
         if number >= len(meta.steps) or meta.steps[number][0] != steps[begin]:
             raise InvalidRecord("lineage", f"row {begin} belongs to step {steps[begin]}, which its list does not have")
         found.append(

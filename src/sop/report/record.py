@@ -20,6 +20,7 @@ from sop.core.errors import InvalidRecord, NotFound, RunError
 from sop.core.evaluation import EvaluationResult
 from sop.core.freshness import HopSample
 from sop.core.layout import EpisodeKey, SegmentKey, from_lab
+from sop.core.lineage import Lineage
 from sop.core.run import RunManifest
 from sop.freshness import Swap, hop_samples
 from sop.lineage import learned_by
@@ -171,8 +172,8 @@ def _read_hops(record: RunRecord, store: ObjectStore) -> list[HopSample]:
     """Along the ancestry of the newest version; where it breaks off (a damaged lineage), the rest is left out."""
     learned = []
     try:
-        for version_and_lineage in learned_by(store, max(record.published)) if record.published else ():
-            learned.append(version_and_lineage)  # noqa: PERF402 - what was read before an error is kept
+        for manifest, lineage in learned_by(store, max(record.published)) if record.published else ():
+            learned.append((manifest, Lineage(draws=(), learned=lineage.learned)))
     except (InvalidRecord, NotFound) as error:
         _log.warning("hops of older versions are left out of the report: %s", error)
     swaps = [

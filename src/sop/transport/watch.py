@@ -119,8 +119,9 @@ class Watch:
     def _wake_thread(self) -> None:
         self._nudged.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _run(self) -> None:
         try:
