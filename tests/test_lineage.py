@@ -1,6 +1,7 @@
 """From a version to its episodes, from an episode to its versions, and the batch of a step drawn again."""
 
 import threading
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import safetensors.numpy
 from sop.broadcast import fetch_manifest, published_versions
 from sop.cli import main
 from sop.core import layout
+from sop.core.codec import EncodedEpisode
 from sop.core.errors import InvalidRecord, NotFound, RunError
 from sop.core.lineage import Lineage
 from sop.learner import Learner
@@ -73,6 +75,11 @@ def test_a_version_names_its_teachers_and_how_much_it_saw_of_each(trained: Run) 
     batch = trained.config.learner.batch_size
     assert trace.windows.total() == base.learner_step * trained.config.pretrain.batch_size + STEPS * batch
     assert trace.manifest.parent_version == trace.manifest.version - 1
+    for key, episode in trace.learned.items():
+        marks = EncodedEpisode(trained.store.get(key)).interventions
+        assert episode.operators == tuple(sorted({mark.operator for mark in marks}))
+        assert episode.human_steps == sum(mark.stop - mark.start for mark in marks)
+    assert {name for episode in trace.learned.values() for name in episode.operators or ()} >= {"demonstrator"}
 
 
 def test_the_batch_of_any_step_is_drawn_again_to_the_bit(trained: Run) -> None:
@@ -128,8 +135,14 @@ def test_an_episode_is_found_by_id_by_number_and_by_key_and_never_by_guess(train
     assert find_episode(trained.store, key) == key
     with pytest.raises(RunError, match="0 episodes are called 'zzz'"):
         find_episode(trained.store, "zzz")
-    with pytest.raises(RunError, match="episodes are called ''"):
+    with pytest.raises(RunError, match="0 episodes are called ''"):
         find_episode(trained.store, "")
+    first = Counter(layout.EpisodeKey.parse(key).episode_id[0] for key in trained.store.keys("demonstrations/"))
+    first += Counter(layout.EpisodeKey.parse(key).episode_id[0] for key in trained.store.keys("episodes/"))
+    letter, count = first.most_common(1)[0]
+    assert count > 1, "18 episodes, 16 digits"
+    with pytest.raises(RunError, match=f"{count} episodes are called '{letter}': "):
+        find_episode(trained.store, letter)
 
 
 def test_the_commands_print_both_directions(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
