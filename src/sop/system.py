@@ -24,7 +24,10 @@ The loops, each in one place:
     ingest           buffer.Ingest          checked episodes  events, a listing      Uploader
     learn            learner.Learner.train  gradient steps    a batch, new episodes  BatchLoader
     prepare batches  buffer.BatchLoader     batches           a draw                 Learner
+    decode frames    buffer.decode_worker   frames            a job (own process)    BatchLoader
     publish          broadcast.Publisher    policies          a snapshot             Learner
+    checkpoint       learner.checkpoint     saved states      a copy of the state    Learner
+    watch the bus    transport.watch.Watch  wake-ups          the bus file           any process
 
 The store is the truth, the bus is a hint: any process can die at any moment and find everything again.
 This module wires the parts and calls every constructor; the parts do not know each other.
