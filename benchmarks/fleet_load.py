@@ -267,7 +267,7 @@ def parse() -> argparse.Namespace:
     parser = harness.arguments("A fleet of protocol-true actors and one learner on this machine.")
     parser.add_argument("--actors", type=int, help="default 1000, quick 60")
     parser.add_argument("--processes", type=int, help="processes of actors (default 4, quick 2)")
-    parser.add_argument("--seconds", type=float, help="how long the fleet records (default 120, quick 10)")
+    parser.add_argument("--seconds", type=float, help="how long the fleet records (default 120, quick 20)")
     parser.add_argument("--period-s", type=float, help="mean seconds per episode of an actor (default 60, quick 5)")
     parser.add_argument("--report-s", type=float, default=1.0, help="seconds between signs of life of an actor")
     parser.add_argument("--steps", type=int, default=100, help="steps per episode, two 64 px cameras each")
@@ -284,7 +284,7 @@ def parse() -> argparse.Namespace:
     for name, full, small in (
         ("actors", 1000, 60),
         ("processes", 4, 2),
-        ("seconds", 120.0, 10.0),
+        ("seconds", 120.0, 20.0),
         ("period_s", 60.0, 5.0),
         ("publish_every", 100, 20),
     ):

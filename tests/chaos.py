@@ -2,8 +2,9 @@
 
     python tests/chaos.py --kills 20          one debug run; prints a table; exit code 0 when nothing was lost
 
-Every episode that an actor's journal says was recorded has to be in the learner's index exactly once, and the
-run has to end normally. The victims are found by their command lines, and only those of this run are touched.
+Every episode that an actor's journal says was recorded has to be in the learner's index exactly once, the lineage of
+the last version has to tell every learner step exactly once, whichever process took it, and the run has to end
+normally. The victims are found by their command lines, and only those of this run are touched.
 """
 
 import argparse
@@ -18,11 +19,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from sop.broadcast import published_versions
 from sop.buffer.segments import read_segment
 from sop.core.layout import SegmentKey
+from sop.lineage import learned_by
 from sop.transport import DirectoryStore
 
 ROLES = ("actor", "learner", "evaluator", "store")
+MUST_BE_NONE = ("lost", "unknown", "duplicated", "steps_untold", "steps_told_twice")
 OUTAGE_S = 0.5
 """How long the store is away: within the patience of every process that is waiting for it."""
 
@@ -98,7 +102,14 @@ def count(folder: Path) -> dict[str, int]:
     segments = [SegmentKey.parse(key) for key in json.loads(states[-1].read_text())["segments"]]
     keys = [key for segment in segments for key in read_segment(store, segment).episode_keys()]
     indexed = Counter(key for key in keys if key.startswith("episodes/"))
+    newest = max(published_versions(store))
+    generations = [pair for pair in learned_by(store, newest) if pair[0].version != 0]
+    steps = Counter(draw.learner_step for _, lineage in generations for draw in lineage.draws)
+    last = generations[0][0].learner_step if generations else 0
     return {
+        "steps": last,
+        "steps_untold": len(set(range(1, last + 1)) - steps.keys()),
+        "steps_told_twice": sum(number - 1 for number in steps.values()),
         "recorded": sum(recorded.values()),
         "indexed": sum(indexed.values()),
         "lost": len(recorded.keys() - indexed.keys()),
@@ -139,9 +150,7 @@ def main() -> int:
         )
         print((Path(runs) / "chaos.log").read_text()[-3000:])
     print("exit code", code, "| hits", dict(hits), "|", counts)
-    whole = counts["recorded"] == counts["indexed"] > 0 and not (
-        counts["lost"] or counts["unknown"] or counts["duplicated"]
-    )
+    whole = counts["recorded"] == counts["indexed"] > 0 and not any(counts[name] for name in MUST_BE_NONE)
     return 0 if code == 0 and whole and sum(hits.values()) >= options.kills else 1
 
 

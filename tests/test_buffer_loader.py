@@ -102,17 +102,19 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize(("kind", "disk_bytes"), [("memory", 0), ("directory", GB), ("disk cache", GB), ("tight", 1)])
-def test_batches_are_the_same_bits_wherever_they_are_made(
-    kind: str, disk_bytes: int, workers: int, tmp_path: Path
-) -> None:
-    if kind == "memory" and workers:
-        pytest.skip("worker processes read files")
+PLACES = {"memory": 0, "directory": GB, "disk cache": GB, "tight": 1}
+"""Kind of store and cache -> bytes of the disk cache."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [(kind, workers) for kind in PLACES for workers in (0, 1, 2) if kind != "memory" or not workers],  # they read files
+)
+def test_batches_are_the_same_bits_wherever_they_are_made(kind: str, workers: int, tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "store") if kind == "directory" else MemoryStore()
     keys = put_all(store)
     with open_loader(
-        store, keys, tmp_path / "cache", workers=workers, disk_bytes=disk_bytes, draws=iter(WINDOWS * 3), depth=4
+        store, keys, tmp_path / "cache", workers=workers, disk_bytes=PLACES[kind], draws=iter(WINDOWS * 3), depth=4
     ) as loader:
         got = [loader.next() for _ in range(5)] + [loader.load(windows) for windows in WINDOWS]
     for batch, windows in zip(got, WINDOWS + WINDOWS[:2] + WINDOWS, strict=True):

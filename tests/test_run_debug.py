@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos import count, processes_of, run_with_kills
+from chaos import MUST_BE_NONE, count, processes_of, run_with_kills
 from sop.broadcast import published_versions
+from sop.cli import main
 from sop.transport import open_store
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,9 @@ def test_ctrl_c_ends_a_run_with_a_report_and_resume_goes_on(tmp_path: Path) -> N
     assert summary["final"]["success"] is not None
     counts = count(folder)
     assert counts["recorded"] == counts["indexed"]
-    assert (counts["lost"], counts["duplicated"], counts["unknown"]) == (0, 0, 0)
+    assert {name: counts[name] for name in MUST_BE_NONE} == dict.fromkeys(MUST_BE_NONE, 0)
+    assert counts["steps"] > 0
+    assert main(["replay-batch", str(folder), "--step", str(counts["steps"])]) == 0
 
 
 def test_killed_learner_and_actors_lose_nothing(tmp_path: Path) -> None:
@@ -82,7 +85,20 @@ def test_killed_learner_and_actors_lose_nothing(tmp_path: Path) -> None:
     assert code == 0, log
     assert sum(hits.values()) >= 3, log
     assert counts["recorded"] == counts["indexed"] >= 40
-    assert (counts["lost"], counts["duplicated"], counts["unknown"]) == (0, 0, 0)
+    assert {name: counts[name] for name in MUST_BE_NONE} == dict.fromkeys(MUST_BE_NONE, 0), log
+    assert main(["replay-batch", str(tmp_path / "chaos"), "--step", str(counts["steps"])]) == 0
+
+
+def test_the_loop_runs_on_deltas_in_bfloat16(tmp_path: Path) -> None:
+    settings = ("--set", "learner.publish_encoding=packed", "--set", "learner.publish_dtype=bfloat16")
+    finish(sop("run", "debug", "--runs", str(tmp_path), "--name", "packed", *settings))
+    summary = json.loads((tmp_path / "packed" / "summary.json").read_text())
+    assert summary["lost_episodes"] == summary["quarantined"] == 0
+    store = open_store(str(tmp_path / "packed" / "store"))
+    forms = [key.split("/")[2] for key in store.keys("policies/") if key.endswith((".packed", ".safetensors"))]
+    assert "weights.safetensors" not in forms
+    assert sum(form.startswith("delta-") for form in forms) >= summary["publishes"] - 2
+    assert summary["freshness"]["hops"]["published_to_staged"]["count"] >= 2, "robots acted with what came as deltas"
 
 
 def test_extra_demonstrations_go_to_the_offline_buffer_and_the_base_is_shared(tmp_path: Path) -> None:
