@@ -17,7 +17,7 @@ import torch
 
 from sop.broadcast import fetch_manifest, fetch_policy, published_versions
 from sop.core import layout
-from sop.core.errors import AlreadyExists, NotFound, RunError
+from sop.core.errors import AlreadyExists, NotFound, RunError, StoreUnavailable
 from sop.core.evaluation import EvaluationResult
 from sop.evaluation import Driver, ExpertDriver, PolicyDriver, evaluate_task, merge, shard
 from sop.policies import make_policy
@@ -121,17 +121,20 @@ def evaluate_part(run: Run, request: Request, part: int, parts: int) -> Evaluati
 
 def follow(run: Run, stop: Event) -> None:
     """Evaluate the newest policy again and again until stopped (blocking): the `progress` of a run."""
-    newest = 0
+    done = 0
     while not stop.is_set():
-        versions = list(published_versions(run.store, after=newest))
-        if not versions:
-            stop.wait(FOLLOW_PAUSE_S)
-            continue
-        newest = versions[-1]
         try:
-            evaluate(run, make_request(run, "progress", newest), workers=1, stop=stop)
+            newest = max(published_versions(run.store, after=done), default=done)
+            if newest > done:
+                evaluate(run, make_request(run, "progress", newest), workers=1, stop=stop)
+                done = newest
+                continue
         except NotFound as error:
             _log.info("version %d is gone already: %s", newest, error)
+            done = newest
+        except StoreUnavailable as error:
+            _log.warning("the evaluation waits for the store: %s", error)
+        stop.wait(FOLLOW_PAUSE_S)
 
 
 def newest_version(run: Run) -> int:
