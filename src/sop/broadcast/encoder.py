@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import blake3
 
+from sop.broadcast.codec import load_codec
 from sop.broadcast.manifest import (
     BASE_VERSION,
     ENCODINGS,
@@ -234,9 +235,7 @@ class PolicyEncoder:
         return not any(file.base is None and file.version in recent for file in self._chain)
 
     def _form(self, key: str, arrays: Weights, old: Weights | None, base: int | None) -> tuple[FileEntry, Encoded]:
-        from sop.broadcast.delta import encode_packed  # compiles its kernels when they are needed
-
-        packed = encode_packed(arrays, old, threads=self._threads)
+        packed = load_codec().encode_packed(arrays, old, threads=self._threads)
         hasher = blake3.blake3()
         for part in packed.parts:
             hasher.update(part)

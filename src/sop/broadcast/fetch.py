@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy.typing as npt
 
+from sop.broadcast.codec import load_codec
 from sop.broadcast.manifest import BASE_VERSION, FULL, MAX_MANIFEST_BYTES, FileEntry, PolicyManifest, TensorEntry
 from sop.broadcast.plan import cheapest_way
 from sop.broadcast.weights import check_encoding, check_size, open_full, verify
 from sop.core import layout
 from sop.core.codec import content_hash
-from sop.core.errors import InvalidRecord, NotFound, PolicyRefused
+from sop.core.errors import InvalidRecord, NotFound, PolicyRefused, RunError
 from sop.core.policy import Weights
 from sop.transport.base import MapsObjects, ObjectStore
 
@@ -171,7 +172,7 @@ class PolicyReader:
         self._timer = timer
         self._held: ReadPolicy | None = None
         if not self._mapped:
-            import sop.broadcast.delta  # noqa: F401  compiles its kernels now, not while a robot acts
+            load_codec()  # compiles its kernels now, not while a robot acts
 
     def read(self, manifest: PolicyManifest) -> ReadPolicy:
         """The tensors of a version. Blocks for the transfer.
@@ -254,10 +255,13 @@ class PolicyReader:
             check_size(data, file, policy)
             if content_hash(data) != file.hash:
                 raise PolicyRefused(f"{policy}: {file.key} is altered: its hash is not {file.hash}")
-            from sop.broadcast.delta import decode_packed  # compiles its kernels when they are needed
-
+            base = None if file.base is None else old
             try:
-                found = decode_packed(data, None if file.base is None else old, expected, policy, threads=self._threads)
+                found: dict[str, npt.NDArray[Any]] = load_codec().decode_packed(
+                    data, base, expected, policy, threads=self._threads
+                )
+            except RunError as error:
+                raise PolicyRefused(f"{policy}: {error}") from error
             except PolicyRefused as error:
                 raise _Undecodable(str(error)) from error
         finally:
