@@ -19,6 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sop.provenance import cpu_model
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "runs" / "bench"
 PACKAGES = ("sop", "numpy", "torch", "pyarrow", "safetensors", "simplejpeg", "blake3", "numba", "zstandard", "grpcio")
@@ -90,16 +92,6 @@ def commit() -> str:
         check=False,
     )
     return found.stdout.strip()
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    facts = Path("/proc/cpuinfo")
-    if facts.exists():
-        for line in facts.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

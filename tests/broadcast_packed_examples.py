@@ -1,16 +1,34 @@
 """A network that is trained a little from version to version, published in packed form."""
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from broadcast_examples import bytes_of, facts
+from broadcast_examples import PATIENCE_S, bytes_of, facts
 from sop.broadcast import Publisher
 from sop.core.policy import Weights
+from sop.testing.memory import MemoryBus
 from sop.transport import ObjectStore
 
+MakePublisher = Callable[..., Publisher]
 BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def packed_publishers() -> Iterator[MakePublisher]:
+    """The body of a fixture: makes publishers of packed policies that share nothing, and closes them at the end."""
+    made: list[Publisher] = []
+
+    def make_one(store: ObjectStore, **options: Any) -> Publisher:
+        settings: dict[str, Any] = {"keep_policies": 50, "pause": lambda _s: None, "encoding": "packed", "threads": 1}
+        made.append(Publisher(store, MemoryBus(), rng=random.Random(0), **(settings | options)))
+        return made[-1]
+
+    yield make_one
+    for publisher in made:
+        publisher.close(PATIENCE_S)
 
 
 def trained(step: int) -> Weights:

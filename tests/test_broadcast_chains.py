@@ -1,35 +1,22 @@
 """Chains of deltas over restarts, failures, retention, and tensors that come and go."""
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from broadcast_examples import PATIENCE_S, bytes_of, facts
-from broadcast_packed_examples import FROZEN, forms, run_of, trained, whole
-from sop.broadcast import PolicyReader, Publisher, fetch_manifest, fetch_policy
+from broadcast_packed_examples import FROZEN, MakePublisher, forms, packed_publishers, run_of, trained, whole
+from sop.broadcast import PolicyReader, fetch_manifest, fetch_policy
 from sop.core.errors import StoreUnavailable
-from sop.testing.memory import MemoryBus, MemoryStore
-from sop.transport import DirectoryStore, ObjectStore
-
-MakePublisher = Callable[..., Publisher]
+from sop.testing.memory import MemoryStore
+from sop.transport import DirectoryStore
 
 
 @pytest.fixture
 def make() -> Iterator[MakePublisher]:
-    made: list[Publisher] = []
-
-    def make_one(store: ObjectStore, **options: Any) -> Publisher:
-        settings: dict[str, Any] = {"keep_policies": 50, "pause": lambda _s: None, "encoding": "packed", "threads": 1}
-        made.append(Publisher(store, MemoryBus(), rng=random.Random(0), **(settings | options)))
-        return made[-1]
-
-    yield make_one
-    for publisher in made:
-        publisher.close(PATIENCE_S)
+    yield from packed_publishers()
 
 
 def test_after_a_restart_in_the_middle_of_a_chain_a_keyframe_begins_a_new_one(make: MakePublisher) -> None:

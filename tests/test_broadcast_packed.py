@@ -1,39 +1,26 @@
 """Deltas and keyframes through publisher and reader: what travels, what is skipped, what breaks and heals."""
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from broadcast_examples import PATIENCE_S, FarStore, World, bytes_of, eventually, facts
-from broadcast_packed_examples import FROZEN, forms, run_of, trained, whole
+from broadcast_packed_examples import FROZEN, MakePublisher, forms, packed_publishers, run_of, trained, whole
 from sop.broadcast import PolicyReader, Publisher, fetch_manifest, fetch_policy
 from sop.broadcast.manifest import HISTORY_VERSIONS, delta_key, keyframe_key
 from sop.core import layout
 from sop.core.errors import NotFound, PolicyRefused
 from sop.testing.memory import MemoryBus, MemoryStore
-from sop.transport import ObjectStore
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-MakePublisher = Callable[..., Publisher]
 
 
 @pytest.fixture
 def make() -> Iterator[MakePublisher]:
-    made: list[Publisher] = []
-
-    def make_one(store: ObjectStore, **options: Any) -> Publisher:
-        settings: dict[str, Any] = {"keep_policies": 50, "pause": lambda _s: None, "encoding": "packed", "threads": 1}
-        made.append(Publisher(store, MemoryBus(), rng=random.Random(0), **(settings | options)))
-        return made[-1]
-
-    yield make_one
-    for publisher in made:
-        publisher.close(PATIENCE_S)
+    yield from packed_publishers()
 
 
 @pytest.fixture

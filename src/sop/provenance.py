@@ -1,5 +1,6 @@
-"""What code this is: goes into every published policy."""
+"""What code this is, and on what machine it runs: goes into published policies and into results."""
 
+import platform
 import subprocess
 from pathlib import Path
 
@@ -21,3 +22,13 @@ def _output(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells it."""
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        for line in facts.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -19,6 +19,7 @@ from sop.core.evaluation import EvaluationResult, TaskResult, wilson_interval
 from sop.core.freshness import as_json
 from sop.core.layout import EpisodeKey, from_lab
 from sop.metrics import percentile
+from sop.provenance import cpu_model
 from sop.report.record import EpisodeFacts, Line, RunRecord, finite, laps, read_run, swaps
 
 SUMMARY = "summary.json"
@@ -80,7 +81,7 @@ def compute(record: RunRecord) -> dict[str, Any]:
         **_learning(record),
         **_wall(record.timing),
         "versions": _versions(),
-        "hardware": {"cpu": _cpu_model(), "cores": os.cpu_count()},
+        "hardware": {"cpu": cpu_model(), "cores": os.cpu_count()},
         "definitions": {"gain": GAIN_METHOD, "lost_episodes": LOST},
     }
 
@@ -265,12 +266,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _cpu_model() -> str:
-    facts = Path("/proc/cpuinfo")
-    if facts.exists():
-        for line in facts.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
