@@ -299,6 +299,35 @@ def test_waiting_polls_with_different_cursors_each_get_what_they_lack(tmp_path: 
     assert found == {0: [b"new"], 1: [b"new"], 2: [b"new"]}
 
 
+def test_a_waiting_poll_never_gets_what_lies_before_its_cursor(tmp_path: Path, closing: ExitStack) -> None:
+    bus, other = SqliteBus(tmp_path / "bus.sqlite"), SqliteBus(tmp_path / "bus.sqlite")
+    closing.callback(bus.close)
+    closing.callback(other.close)
+    other.publish("a", b"zero", "0")
+    ((cursor, _),) = bus.poll("a", None, 0.0)
+    history, _, row = cursor.partition(":")
+    after_next = f"{history}:{int(row) + 1}"  # of a reader that has seen the next event elsewhere
+    found: dict[str, list[bytes]] = {}
+
+    def wait(name: str, after: str) -> None:
+        found[name] = [event for _, event in bus.poll("a", after, 60.0)]
+
+    threads = [threading.Thread(target=wait, args=pair) for pair in (("behind", cursor), ("ahead", after_next))]
+    for thread in threads:
+        thread.start()
+    connection = sqlite3.connect(bus.path, isolation_level=None, timeout=10.0)
+    connection.execute("BEGIN IMMEDIATE")  # both appear at once, in one look of the watcher
+    for number, event in enumerate((b"first", b"second")):
+        connection.execute(
+            "INSERT INTO events (topic, event_id, event, utc_s) VALUES ('a', ?, ?, 0)", (f"new-{number}", event)
+        )
+    connection.execute("COMMIT")
+    connection.close()
+    for thread in threads:
+        thread.join(30)
+    assert found == {"behind": [b"first", b"second"], "ahead": [b"second"]}
+
+
 def test_the_watching_thread_ends_with_its_bus(tmp_path: Path) -> None:
     bus = SqliteBus(tmp_path / "bus.sqlite")
     assert bus.poll("a", None, 0.01) == []
