@@ -8,7 +8,7 @@ import pytest
 PUBLIC = {
     "actor": "Actor ActorReporter ActorSettings ActorState ChunkPlayback EpisodeRecorder EpisodeSpool SafetyGate "
     "SpoolWriter Uploader",
-    "algorithms": "ALGORITHMS Algorithm AlgorithmKind EpisodeFacts LossPolicy make_algorithm",
+    "algorithms": "ALGORITHMS Algorithm AlgorithmKind Imitation LossPolicy make_algorithm",
     "broadcast": "PolicyFacts PolicyManifest PolicyReader Prepare Publisher ReadCost ReadPolicy StagedPolicy "
     "Subscriber fetch_manifest fetch_policy fetch_weights prepare_with published_versions",
     "buffer": "AdaptiveSampler BatchLoader EpisodeIndex EpisodeRow IndexSegments Ingest IngestedEpisode PayloadCache "

@@ -142,6 +142,9 @@ class LearnerConfig:
     batch_size: int = 64
     lr: float = 5e-4
     weight_decay: float = 1e-4
+    lr_multipliers: Mapping[str, float] = field(default_factory=lambda: {r"\.indicator": 10.0})
+    """Regular expression -> factor of the learning rate of the parameters whose name it matches (the first that
+    matches counts); they get no weight decay. What matches nothing changes nothing."""
     warmup_steps: int = 20
     grad_clip: float = 1.0
     """Largest norm of the gradient."""

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sop.algorithms.base import Algorithm, EpisodeFacts, LossPolicy
+from sop.algorithms.base import Algorithm, Imitation, LossPolicy
 from sop.algorithms.bc import BehaviourCloning, BehaviourCloningSettings
 from sop.algorithms.hg_dagger import HgDagger, HgDaggerSettings
 from sop.algorithms.offline_extra import OfflineExtra
 from sop.core.settings import build_settings, suggestion
 
-__all__ = ["ALGORITHMS", "Algorithm", "AlgorithmKind", "EpisodeFacts", "LossPolicy", "make_algorithm"]
+__all__ = ["ALGORITHMS", "Algorithm", "AlgorithmKind", "Imitation", "LossPolicy", "make_algorithm"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,56 +3,16 @@
 Shapes: T steps, B windows, S state elements, A action elements.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sop.core.episode import Episode, Intervention, Outcome
-from sop.core.experience import Batch, Collection, StepLabels
-from sop.core.policy import Conditioning
-
-
-class EpisodeFacts(Protocol):
-    """What a rule may read of a stored episode: columns, no images. `Episode` is one."""
-
-    @property
-    def num_steps(self) -> int:
-        """T."""
-        ...
-
-    @property
-    def policy_version(self) -> int | None:
-        """The version that drove or proposed; None for a demonstration."""
-        ...
-
-    @property
-    def outcome(self) -> Outcome:
-        """How the episode ended."""
-        ...
-
-    @property
-    def interventions(self) -> tuple[Intervention, ...]:
-        """One entry per maximal run of HUMAN steps, in order."""
-        ...
-
-    @property
-    def controller(self) -> npt.NDArray[np.uint8]:
-        """[T] `Controller` values."""
-        ...
-
-    @property
-    def state(self) -> npt.NDArray[np.float32]:
-        """[T, S] proprioception before the action."""
-        ...
-
-    @property
-    def action(self) -> npt.NDArray[np.float32]:
-        """[T, A] executed actions."""
-        ...
+from sop.core.episode import Outcome
+from sop.core.experience import Batch, Collection, Library, Sidecar, Source, StepLabels, StoredEpisode
+from sop.core.policy import Conditioning, PolicySpec
 
 
 class LossPolicy(Protocol):
@@ -63,13 +23,34 @@ class LossPolicy(Protocol):
         ...
 
 
+class TrainedPolicy(Protocol):
+    """What a rule may know of the policy before the first step, e.g. to start a value function from it."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy is."""
+        ...
+
+    @property
+    def module(self) -> nn.Module:
+        """All weights; read only."""
+        ...
+
+
 class Algorithm(Protocol):
     """A learning rule. The learner's use of it:
 
-    algorithm.prepare(offline_episodes)                       # once, before the first step
-    labels = algorithm.annotate(episode)                      # when indexed, and before its first window is loaded
-    loss = algorithm.loss(policy, batch, generator)           # every step; [B], seen by the sampler
-    manifest(conditioning=algorithm.conditioning())           # with every published policy
+        policy = make_policy(base | algorithm.policy_settings)    # once
+        algorithm.prepare(library, policy)                        # once, before the first step; not after a resume
+        algorithm.indexed(episode, source)                        # every new episode, in the order of the index
+        sidecar = algorithm.sidecar(episode)                      # after that; stored, never read back by the learner
+        if algorithm.refresh(learner_step, library):              # before every step
+            loader.relabel()                                      # its opinion has changed: ask again
+        labels = algorithm.annotate(episode)                      # when indexed, and before its first window is loaded
+        loss = algorithm.loss(policy, batch, generator)           # every step; [B], seen by the sampler
+        manifest(conditioning=algorithm.conditioning())           # with every published policy
+
+    `Imitation` has all of it but `annotate`.
     """
 
     @property
@@ -77,16 +58,42 @@ class Algorithm(Protocol):
         """What the fleet does meanwhile."""
         ...
 
-    def prepare(self, offline: Iterable[Episode]) -> None:
-        """Learn from the demonstrations before the first step, e.g. a value function. May take minutes."""
+    @property
+    def needs_rollouts(self) -> bool:
+        """Whether rollouts of the base policy and a warm-up of the learner come before the fleet."""
         ...
 
-    def annotate(self, episode: EpisodeFacts) -> StepLabels:
-        """Say which steps are learned from. Deterministic and cheap; reads the episode, changes nothing.
+    @property
+    def policy_settings(self) -> Mapping[str, Any]:
+        """Settings of the policy that the rule needs beside those of the base policy, e.g. an indicator."""
+        ...
 
-        Called from the learner's thread and from the batch loader's, perhaps at once. The loader keeps the labels:
-        when the opinion changes, `BatchLoader.relabel` has to be called.
+    def prepare(self, library: Library, policy: TrainedPolicy) -> None:
+        """Learn from the offline buffer before the first step, e.g. a value function. May take minutes.
+
+        Raises:
+            RunError: the rule cannot work with what there is; says what is missing.
         """
+        ...
+
+    def indexed(self, episode: StoredEpisode, source: Source) -> None:
+        """Take note of a new episode. In the learner's thread, in the order of the index; not repeated by a resume."""
+        ...
+
+    def annotate(self, episode: StoredEpisode) -> StepLabels:
+        """Say which steps are learned from. Reads the episode, changes nothing; equal until `refresh` says True.
+
+        `segment` and `can_start` of an episode never change, nor which weights are positive: the index keeps where
+        windows may start. Called in the learner's thread.
+        """
+        ...
+
+    def sidecar(self, episode: StoredEpisode) -> Sidecar | None:
+        """The numbers behind the labels, to be stored beside the episode; None when there are none."""
+        ...
+
+    def refresh(self, learner_step: int, library: Library) -> bool:
+        """Whether the labels have changed since the last call; may learn (and block) before it answers."""
         ...
 
     def loss(self, policy: LossPolicy, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -95,6 +102,10 @@ class Algorithm(Protocol):
 
     def conditioning(self) -> Conditioning:
         """What actors feed the policy beside observation and instruction."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """What the rule knows about itself, logged once a second."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,8 +124,26 @@ class Algorithm(Protocol):
 class Imitation:
     """The parts that all imitation rules share: the policy's own loss, no conditioning, nothing learned beside it."""
 
-    def prepare(self, offline: Iterable[Episode]) -> None:
-        """Nothing to prepare; `offline` is not read."""
+    needs_rollouts = False
+
+    @property
+    def policy_settings(self) -> Mapping[str, Any]:
+        """None: any policy will do."""
+        return {}
+
+    def prepare(self, library: Library, policy: TrainedPolicy) -> None:
+        """Nothing to prepare; nothing is read."""
+
+    def indexed(self, episode: StoredEpisode, source: Source) -> None:
+        """Nothing is kept of an episode."""
+
+    def sidecar(self, episode: StoredEpisode) -> Sidecar | None:  # noqa: ARG002
+        """None: the labels say everything."""
+        return None
+
+    def refresh(self, learner_step: int, library: Library) -> bool:  # noqa: ARG002
+        """Labels never change."""
+        return False
 
     def loss(self, policy: LossPolicy, batch: Batch, generator: torch.Generator) -> Tensor:
         """The policy's loss on the actions that carry weight, [B]."""
@@ -123,6 +152,10 @@ class Imitation:
     def conditioning(self) -> Conditioning:
         """None: the policy is asked for what it has seen."""
         return Conditioning()
+
+    def metrics(self) -> Mapping[str, float]:
+        """Nothing beside the loop's own."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: labels are computed from the episodes again."""
@@ -156,6 +189,6 @@ def ignored_labels(num_steps: int) -> StepLabels:
     )
 
 
-def is_usable_demonstration(episode: EpisodeFacts) -> bool:
+def is_usable_demonstration(episode: StoredEpisode) -> bool:
     """Whether people controlled every step and brought it to an end, good or bad."""
     return episode.policy_version is None and episode.outcome is not Outcome.ABORTED

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from sop.algorithms.base import EpisodeFacts, Imitation, demonstration_labels, ignored_labels, is_usable_demonstration
-from sop.core.experience import Collection, StepLabels
+from sop.algorithms.base import Imitation, demonstration_labels, ignored_labels, is_usable_demonstration
+from sop.core.experience import Collection, StepLabels, StoredEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class BehaviourCloning(Imitation):
 
     collection = Collection.NOTHING
 
-    def annotate(self, episode: EpisodeFacts) -> StepLabels:
+    def annotate(self, episode: StoredEpisode) -> StepLabels:
         """All steps of a demonstration that was not aborted, nothing else."""
         if is_usable_demonstration(episode):
             return demonstration_labels(episode.num_steps)

@@ -27,9 +27,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sop.algorithms.base import EpisodeFacts, Imitation, demonstration_labels, ignored_labels
+from sop.algorithms.base import Imitation, demonstration_labels, ignored_labels
 from sop.core.episode import Controller, Outcome, human_runs
-from sop.core.experience import Collection, StepLabels
+from sop.core.experience import Collection, StepLabels, StoredEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class HgDagger(Imitation):
         self._settings = settings
         self._control_hz = control_hz
 
-    def annotate(self, episode: EpisodeFacts) -> StepLabels:
+    def annotate(self, episode: StoredEpisode) -> StepLabels:
         """The mask of the table at the top. Reads states only when idle steps are dropped, actions never."""
         settings = self._settings
         if episode.outcome is Outcome.ABORTED:
@@ -122,7 +122,7 @@ class HgDagger(Imitation):
             _spread(can_start[start:stop], self._steps(settings.max_segment_s))
         return StepLabels(loss_weight=loss_weight, segment=segment, can_start=can_start)
 
-    def _kinds(self, episode: EpisodeFacts, runs: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    def _kinds(self, episode: StoredEpisode, runs: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
         handover, before = self._steps(self._settings.handover_s), self._steps(self._settings.pre_intervention_s)
         kind = np.full(episode.num_steps, _Kind.POLICY, np.int64)
         for start, stop in runs:

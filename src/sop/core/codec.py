@@ -137,6 +137,26 @@ class EncodedEpisode:
         return self.column("action")
 
     @property
+    def task(self) -> str:
+        """Task id."""
+        return self.header.task
+
+    @property
+    def instruction(self) -> str:
+        """The text that the policy read."""
+        return self.header.instruction
+
+    @property
+    def actor_id(self) -> str:
+        """Who acted."""
+        return self.header.actor_id
+
+    @property
+    def sequence(self) -> int:
+        """The actor's number of the episode."""
+        return self.header.sequence
+
+    @property
     def outcome(self) -> Outcome:
         """How the episode ended."""
         return self.header.outcome

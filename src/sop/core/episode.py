@@ -131,6 +131,22 @@ class Episode:
         """Whether people controlled every step and no policy was loaded."""
         return self.policy_version is None
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras."""
+        return tuple(self.images)
+
+    def frame(self, camera: str, step: int) -> npt.NDArray[np.uint8]:
+        """One image [h, w, 3], read-only.
+
+        Raises:
+            InvalidRecord: no such camera or step.
+        """
+        if camera not in self.images or not 0 <= step < self.num_steps:
+            raise InvalidRecord(f"images.{camera}", "no such camera or step", step=step)
+        frame: npt.NDArray[np.uint8] = self.images[camera][step]
+        return frame
+
 
 _ARRAYS: dict[str, tuple[Any, int]] = {
     "state": (np.float32, 2),

@@ -3,15 +3,16 @@
 Shapes: B windows, H steps per window (the action horizon), T steps per episode, A action elements.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import blake3
 import numpy as np
 import numpy.typing as npt
 
+from sop.core.episode import Intervention, Outcome
 from sop.core.errors import InvalidRecord
 
 HASHED_ROW_STRIDE = 16
@@ -37,6 +38,95 @@ class Collection(StrEnum):
     """No episodes are collected."""
 
 
+class StoredEpisode(Protocol):
+    """What a learning rule reads of an episode. `Episode` is one, and so is `EncodedEpisode`, which decodes an image
+    only when it is asked for it."""
+
+    @property
+    def actor_id(self) -> str:
+        """Who acted; with `sequence` the name of the episode within a run."""
+        ...
+
+    @property
+    def sequence(self) -> int:
+        """The actor's number of the episode."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """Task id."""
+        ...
+
+    @property
+    def instruction(self) -> str:
+        """The text that the policy read."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        ...
+
+    @property
+    def policy_version(self) -> int | None:
+        """The version that drove or proposed; None for a demonstration."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the episode ended."""
+        ...
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """One entry per maximal run of HUMAN steps, in order."""
+        ...
+
+    @property
+    def controller(self) -> npt.NDArray[np.uint8]:
+        """[T] `Controller` values."""
+        ...
+
+    @property
+    def state(self) -> npt.NDArray[np.float32]:
+        """[T, S] proprioception before the action."""
+        ...
+
+    @property
+    def action(self) -> npt.NDArray[np.float32]:
+        """[T, A] executed actions."""
+        ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras."""
+        ...
+
+    def frame(self, camera: str, step: int) -> npt.NDArray[np.uint8]:
+        """The image [h, w, 3] that a camera saw before the step's action. Decodes: about 0.2 ms.
+
+        Raises:
+            InvalidRecord: no such camera or step, or the image is damaged.
+        """
+        ...
+
+
+class Library(Protocol):
+    """The stored episodes, as a learning rule reads them that learns from whole episodes (e.g. a value function)."""
+
+    def keys(self, source: Source) -> Sequence[str]:
+        """Keys of the episodes of a buffer, in the order of the index."""
+        ...
+
+    def get(self, key: str) -> StoredEpisode:
+        """An episode; may block for a fetch.
+
+        Raises:
+            NotFound, StoreUnavailable, InvalidRecord: it cannot be had.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLabels:
     """An algorithm's opinion on one stored episode: a sidecar, recomputable, never written into the episode."""
@@ -58,6 +148,16 @@ class StepLabels:
             array = getattr(self, name)
             if array is not None and len(array) != steps:
                 raise InvalidRecord(name, f"needs {steps} steps like loss_weight, got {len(array)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """Numbers that a learning rule computed for every step of a stored episode, to be kept beside it."""
+
+    version: int
+    """Version of what computed them, e.g. of the value function."""
+    columns: Mapping[str, npt.NDArray[np.float32]]
+    """Name -> [T], NaN where a step has none; e.g. `value`, `realised`, `advantage`."""
 
 
 @dataclass(frozen=True, slots=True)

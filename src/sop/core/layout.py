@@ -32,6 +32,8 @@ INDEX = "index"
 QUARANTINE = "quarantine"
 LAB_ACTOR = "lab-"
 """Actor ids with this prefix recorded the demonstrations that were there before the fleet started."""
+BASE_ACTOR = "base-"
+"""Actor ids with this prefix recorded rollouts of the base policy before the fleet started; nobody corrected them."""
 
 _EPISODE_KEY = re.compile(
     rf"(?P<folder>{EPISODES}|{DEMONSTRATIONS})/(?P<actor_id>{ACTOR_ID})/"
@@ -99,9 +101,14 @@ class SegmentKey:
         return cls(match["labels"], int(match["first"]), int(match["count"]), match["hash"])
 
 
+def before_fleet(actor_id: str) -> bool:
+    """Whether an actor recorded what was there before the fleet started: demonstrations, or base rollouts."""
+    return actor_id.startswith((LAB_ACTOR, BASE_ACTOR))
+
+
 def from_lab(key: str) -> bool:
-    """Whether the episode under a key belongs to the demonstrations that were there before the fleet started."""
-    return key.split("/")[1].startswith(LAB_ACTOR)
+    """Whether the episode under a key was there before the fleet started."""
+    return before_fleet(key.split("/")[1])
 
 
 def policy_folder(version: int) -> str:
