@@ -16,9 +16,10 @@ from sop.core.codec import content_hash, encode
 from sop.core.embodiment import Embodiment
 from sop.core.episode import Controller, Episode, Intervention, Outcome, human_runs
 from sop.core.evaluation import EvaluationResult, TaskResult
-from sop.core.experience import Source
+from sop.core.experience import Sidecar, Source
 from sop.core.layout import EpisodeKey
 from sop.core.run import RunManifest
+from sop.core.sidecar import encode_sidecar
 from sop.metrics import JsonlSink
 from sop.transport import DirectoryStore
 
@@ -134,7 +135,8 @@ class RunDirectory:
     def record(self, episode: Episode, *, journal: bool = True, spool: bool = False, upload: bool = True) -> str:
         """Record an episode as an actor does; returns its key."""
         data = encode(episode)
-        folder = layout.DEMONSTRATIONS if episode.is_demonstration else layout.EPISODES
+        offline = episode.is_demonstration or episode.actor_id.startswith(layout.BASE_ACTOR)
+        folder = layout.DEMONSTRATIONS if offline else layout.EPISODES
         key = str(EpisodeKey(folder, episode.actor_id, episode.sequence, episode.num_steps, content_hash(data)))
         place = self.folder / "actors" / episode.actor_id / "spool"
         place.mkdir(parents=True, exist_ok=True)
@@ -150,6 +152,14 @@ class RunDirectory:
     def quarantine(self, key: str) -> None:
         """Refuse an episode."""
         self.store.put(layout.quarantine(key), json.dumps({"key": key, "reason": "bad"}).encode())
+
+    def sidecar(self, key: str, columns: Mapping[str, Sequence[float]], *, version: int = 1) -> str:
+        """Store what RECAP computed about an episode; returns its key."""
+        arrays = {name: np.array(column, np.float32) for name, column in columns.items()}
+        episode = EpisodeKey.parse(key)
+        place = layout.sidecar("recap", version, episode.episode_id)
+        self.store.put(place, encode_sidecar(Sidecar(version=version, columns=arrays), episode))
+        return place
 
     def checkpoint(self, step: int, keys: Sequence[str]) -> None:
         """Save what the learner has indexed."""

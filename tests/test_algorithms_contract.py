@@ -7,10 +7,16 @@ import pytest
 from sop.algorithms import ALGORITHMS, make_algorithm
 from sop.testing.contracts.algorithm import ALGORITHM_RULES, CONTROL_HZ, MakeAlgorithm
 
-SETTINGS = [(name, {}) for name in ALGORITHMS] + [
+QUICK = {"value": {"steps": 1, "batch_size": 4, "num_bins": 5}, "threshold_least": 1}
+"""For rules with a value function."""
+SETTINGS = [(name, QUICK if name in ("recap", "weighted_bc") else {}) for name in ALGORITHMS] + [
     ("hg_dagger", {"mode": "iwr", "w_auto": 0.5}),
     ("hg_dagger", {"drop_idle": True, "idle_speed": 20.0}),
     ("hg_dagger", {"handover_s": 0.0, "pre_intervention_s": 0.0, "max_segment_s": 0.2}),
+    ("filtered_bc", {"policy_weight": 0.2, "policy_stride": 1}),
+    ("recap", QUICK | {"rollouts": "value_and_policy", "demonstrations": "advantage", "takeover": "cut"}),
+    ("recap", QUICK | {"value_refresh": 2, "refresh_steps": 1, "condition_negatives": False, "install": "cold"}),
+    ("weighted_bc", QUICK | {"rollouts": "value_and_policy", "value_refresh": 3, "refresh_steps": 1}),
 ]
 
 

@@ -165,7 +165,7 @@ def test_hg_dagger_collects_on_policy() -> None:
     ("name", "settings", "message"),
     [
         ("hgdagger", {}, "Did you mean 'hg_dagger'"),
-        ("recap", {}, "Known are: bc, hg_dagger, offline_extra"),
+        ("ppo", {}, "Known are: bc, filtered_bc, hg_dagger, offline_extra, recap, weighted_bc"),
         ("hg_dagger", {"hand_over_s": 1.0}, "Did you mean 'handover_s'"),
         ("hg_dagger", {"handover_s": -1.0}, r"handover_s must be 0 or more, got -1\.0"),
         ("hg_dagger", {"mode": "sirius"}, "sirius"),

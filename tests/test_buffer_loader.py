@@ -1,5 +1,6 @@
 """From windows to batches: the same bits wherever they are made, in the order of the draws, labelled once."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
@@ -11,7 +12,7 @@ import pytest
 from buffer_examples import colourful, index_of, make_windows, put_episode
 from sop.algorithms import make_algorithm
 from sop.buffer import BatchLoader, Payloads, open_payloads
-from sop.buffer.loader import LabelCache
+from sop.buffer.loader import BatchLabels, LabelCache
 from sop.buffer.windows import valid_lengths
 from sop.core.codec import EncodedEpisode, decode, encode
 from sop.core.errors import InvalidRecord, StoreUnavailable
@@ -196,6 +197,54 @@ def test_an_episode_is_annotated_once_until_the_algorithm_changes_its_mind(tmp_p
         loader.relabel()
         assert loader.load(WINDOWS[1]).loss_weight.tolist() == [[0.5] * 4]
     assert asked == [0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_change_of_mind_labels_what_is_on_its_way_again_and_changes_nothing_else(
+    workers: int, tmp_path: Path
+) -> None:
+    store = MemoryStore()
+    keys = put_all(store)
+    asked: list[tuple[int, int]] = []
+    threads: set[str] = set()
+    mind = 1
+
+    def annotate(episode: EncodedEpisode) -> StepLabels:
+        asked.append((mind, episode.sequence))
+        threads.add(threading.current_thread().name)
+        labels = ANNOTATE(episode)
+        return replace(labels, loss_weight=labels.loss_weight * mind, label_version=10 * mind + episode.sequence)
+
+    with open_loader(
+        store, keys, tmp_path, annotate=annotate, workers=workers, draws=iter(WINDOWS * 3), depth=3
+    ) as loader:
+        first = loader.next()
+        pending = loader.pending()
+        mind = 2
+        loader.relabel()
+        assert [id(windows) for windows in loader.pending()] == [id(windows) for windows in pending]
+        got = [loader.next() for _ in range(3)]
+    for batch, windows in zip((first, *got), WINDOWS + WINDOWS[:1], strict=True):
+        wanted = expected_batch(store, keys, windows)
+        factor, newest = (1 if batch is first else 2), int(windows.episode.max())
+        weighted = replace(wanted, loss_weight=wanted.loss_weight * factor, label_version=10 * factor + newest)
+        assert_equal(batch, replace(weighted, content_hash=batch_hash(weighted)))
+    assert threads == {threading.current_thread().name}, "only the learner's thread asks"
+    assert asked == [(1, 0), (1, 1), (1, 2), (1, 3), (2, 3), (2, 0), (2, 2), (2, 1)]
+
+
+def test_given_labels_are_taken_as_they_are_and_nobody_is_asked(tmp_path: Path) -> None:
+    store = MemoryStore()
+    keys = put_all(store)
+
+    def annotate(_: EncodedEpisode) -> StepLabels:
+        raise AssertionError("asked")
+
+    with open_loader(store, keys, tmp_path) as loader:
+        wanted = loader.load(WINDOWS[0])
+    labels = BatchLabels(loss_weight=wanted.loss_weight, advantage_indicator=None)
+    with open_loader(store, keys, tmp_path, annotate=annotate) as loader:
+        assert_equal(loader.load(WINDOWS[0], labels), wanted)
 
 
 def test_labels_are_kept_within_their_bound() -> None:

@@ -4,8 +4,29 @@ import dataclasses
 
 import pytest
 
-from sop.config import EvaluationConfig, FleetConfig, LearnerConfig, RobotConfig, SamplerConfig
-from sop.presets import PRESETS, config_from_dict, config_to_dict, make_config
+from sop import cli
+from sop.algorithms import ALGORITHMS
+from sop.config import (
+    EvaluationConfig,
+    ExplorationConfig,
+    FleetConfig,
+    LearnerConfig,
+    RobotConfig,
+    RolloutConfig,
+    RunConfig,
+    SamplerConfig,
+)
+from sop.presets import (
+    ALGORITHM_NAMES,
+    FROM_OWN_ACTIONS,
+    FROM_PEOPLE,
+    PRESETS,
+    algorithm_defaults,
+    config_from_dict,
+    config_to_dict,
+    make_config,
+)
+from sop.runs import check_names
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -34,6 +55,7 @@ def test_values_are_changed_by_their_dotted_names() -> None:
         (["learner.lr=-1"], "learner.lr must be positive, got -1"),
         (["sampler.scale=log"], "scale"),
         (["fleet.speed=-2"], "fleet.speed must be 0 or more, got -2"),
+        (["exploration.kind=sometimes"], "exploration.kind"),
     ],
 )
 def test_a_wrong_change_is_refused_by_name(changes: list[str], message: str) -> None:
@@ -56,6 +78,17 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
         (LearnerConfig, {"publish_every": 0}, "publish_every must be at least 1, got 0"),
         (LearnerConfig, {"ema": 1.0}, r"\[0, 1\)"),
         (EvaluationConfig, {"first_seed": 2**31}, "first_seed"),
+        (ExplorationConfig, {"kind": "gaussian"}, "none or offset, got 'gaussian'"),
+        (ExplorationConfig, {"std": -0.1}, "std must be 0 or more, got -0.1"),
+        (ExplorationConfig, {"probability": 1.5}, r"probability must be in \[0, 1\], got 1.5"),
+        (ExplorationConfig, {"final_share": -1}, "final_share"),
+        (ExplorationConfig, {"hold_chunks": 0}, "hold_chunks must be at least 1, got 0"),
+        (ExplorationConfig, {"elements": ()}, r"elements from 0 on, got \(\)"),
+        (ExplorationConfig, {"elements": (0, -1)}, r"elements from 0 on, got \(0, -1\)"),
+        (ExplorationConfig, {"schedule": "cosine"}, "constant or linear, got 'cosine'"),
+        (ExplorationConfig, {"schedule": "linear"}, "over_episodes must be at least 1 for a linear schedule, got None"),
+        (RolloutConfig, {"episodes_per_task": 0}, "rollouts.episodes_per_task must be at least 1, got 0"),
+        (RolloutConfig, {"workers": 0}, "rollouts.workers must be at least 1, got 0"),
     ],
 )
 def test_every_part_is_validated(kind: type, values: dict[str, object], message: str) -> None:
@@ -66,3 +99,75 @@ def test_every_part_is_validated(kind: type, values: dict[str, object], message:
 def test_configurations_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_config("debug").seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("algorithm", FROM_PEOPLE)
+def test_who_learns_from_nobody_but_people_does_not_explore(algorithm: str) -> None:
+    check_names(make_config("debug", [f"algorithm={algorithm}"]))
+    with pytest.raises(ValueError, match=f"'offset', but {algorithm} learns from nobody but people"):
+        check_names(make_config("debug", [f"algorithm={algorithm}", "exploration.kind=offset"]))
+
+
+def test_rollouts_explore_with_the_runs_exploration_at_full_strength_or_the_default_one() -> None:
+    assert make_config("debug").rollout_exploration == ExplorationConfig(kind="offset")
+    assert make_config("debug", ["rollouts.explore=false"]).rollout_exploration.kind == "none"
+    fading = ["exploration.over_episodes=5", "exploration.kind=offset", "exploration.std=0.1"]
+    constant = make_config("debug", fading)
+    linear = make_config("debug", [*fading, "exploration.schedule=linear"])
+    assert constant.exploration == constant.rollout_exploration == linear.rollout_exploration
+    assert linear.exploration != linear.rollout_exploration
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_every_algorithm_comes_with_settings_that_it_knows(preset: str, algorithm: str) -> None:
+    config = make_config(preset, [f"algorithm={algorithm}"])
+    assert config.algorithm_settings == algorithm_defaults(preset, algorithm)
+    check_names(config)
+
+
+def test_the_command_line_knows_all_algorithms() -> None:
+    assert set(ALGORITHM_NAMES) == set(ALGORITHMS)
+
+
+def test_a_presets_settings_belong_to_its_algorithm_and_single_ones_are_changed_on_top_in_any_order() -> None:
+    assert make_config("debug").algorithm_settings == {"handover_s": 0.0}
+    assert make_config("debug", ["algorithm=bc"]).algorithm_settings == {}
+    changes = ["algorithm_settings.mode=iwr", "algorithm=hg_dagger"]
+    for order in (changes, changes[::-1]):
+        assert make_config("debug", order).algorithm_settings == {"handover_s": 0.0, "mode": "iwr"}
+    assert algorithm_defaults("debug", "hg_dagger") == {"handover_s": 0.0}, "the defaults themselves never change"
+    assert algorithm_defaults("mine", "hg_dagger") == {}
+
+
+def started(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> RunConfig:
+    """The configuration that `sop run debug ...` starts."""
+    seen: list[RunConfig] = []
+
+    def choose(_options: object, config: RunConfig) -> None:
+        seen.append(config)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr(cli, "_choose_run", choose)
+    assert cli.main(["run", "debug", *arguments]) == 2
+    return seen[0]
+
+
+@pytest.mark.parametrize("algorithm", FROM_OWN_ACTIONS)
+def test_a_fleet_that_nobody_corrects_explores_unless_told_not_to(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = ("--algorithm", algorithm, "--operators", "none")
+    assert started(monkeypatch, *alone).exploration == ExplorationConfig(kind="offset")
+    assert f"so the fleet explores: {algorithm}" in capsys.readouterr().out
+    assert started(monkeypatch, *alone, "--set", "exploration.std=0.1").exploration.kind == "offset"
+    capsys.readouterr()
+    for refused in (("--exploration", "none"), ("--set", "exploration.kind=none")):
+        assert started(monkeypatch, *alone, *refused).exploration.kind == "none"
+    assert started(monkeypatch, "--algorithm", algorithm).exploration.kind == "none"
+    assert started(monkeypatch, "--algorithm", algorithm, "--exploration", "offset").exploration.kind == "offset"
+    assert capsys.readouterr().out == ""
+
+
+def test_who_learns_from_people_does_not_explore_when_they_are_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started(monkeypatch, "--operators", "none").exploration.kind == "none"

@@ -1,5 +1,7 @@
 """What a policy version learned from: the stored form, merging, and refusal of what is damaged."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import zstandard
@@ -96,3 +98,67 @@ def test_steps_that_disagree_with_the_rows_are_refused() -> None:
     assert wrong != stored
     with pytest.raises(InvalidRecord, match="belongs to step 2"):
         Lineage.decode(zstandard.compress(wrong))
+
+
+def labelled(step: int, *episodes: int, indicator: bool = True) -> StepDraw:
+    weights = np.linspace(0, 2, 3 * len(episodes), dtype=np.float32).reshape(-1, 3)
+    signs = np.asarray([1, 0, -1] * len(episodes), np.int8)[: len(episodes)]
+    return replace(
+        draw(step, *episodes),
+        label_version=1_000_002,
+        loss_weight=weights,
+        advantage_indicator=signs if indicator else None,
+    )
+
+
+def test_labels_that_are_an_opinion_come_back_to_the_bit_and_facts_stay_without() -> None:
+    draws = (draw(1, 5, 6), labelled(2, 5, 7, 9), labelled(3, 9, indicator=False), draw(4, 5))
+    found = Lineage.decode(Lineage(draws=draws, learned=(learned(5),)).encode()).draws
+    assert all(same(one, two) for one, two in zip(found, draws, strict=True))
+    assert [item.label_version for item in found] == [0, 1_000_002, 1_000_002, 0]
+    for one, two in zip(found, draws, strict=True):
+        for name in ("loss_weight", "advantage_indicator"):
+            mine, theirs = getattr(one, name), getattr(two, name)
+            assert (mine is None) == (theirs is None)
+            if theirs is not None:
+                np.testing.assert_array_equal(mine, theirs, strict=True)
+
+
+def test_without_opinions_the_stored_form_has_no_columns_for_them() -> None:
+    stored = zstandard.decompress(Lineage(draws=(draw(1, 5),), learned=()).encode())
+    assert b"loss_weight" not in stored
+    old = stored.replace(b',"label_versions":{}', b" " * 20)
+    assert old != stored
+    assert Lineage.decode(zstandard.compress(old)).draws[0].loss_weight is None
+
+
+def test_damaged_labels_are_refused_or_are_still_labels() -> None:
+    good = Lineage(draws=(draw(1, 5), labelled(2, 5, 6)), learned=()).encode()
+    raw = zstandard.decompress(good)
+    for position in range(len(raw)):
+        bad = bytearray(raw)
+        bad[position] ^= 0x81
+        try:
+            found = Lineage.decode(zstandard.compress(bytes(bad))).draws
+        except InvalidRecord:
+            continue
+        for item in found:
+            weights, indicator = item.loss_weight, item.advantage_indicator
+            assert weights is None or (len(weights) == len(item.keys) and (weights >= 0).all())
+            assert indicator is None or (np.abs(indicator) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_weight": np.asarray([[np.inf, 1], [1, 1]], np.float32)}, "labels that are none"),
+        ({"loss_weight": np.asarray([[-1, 1], [1, 1]], np.float32)}, "labels that are none"),
+        ({"advantage_indicator": np.asarray([2, 1], np.int8)}, "labels that are none"),
+        ({"advantage_indicator": np.asarray([-128, 1], np.int8)}, "differ in form"),
+        ({"loss_weight": np.ones((2, 1 << 15), np.float32)}, "differ in form"),
+    ],
+)
+def test_labels_that_nobody_gives_are_refused(changes: dict[str, np.ndarray], message: str) -> None:
+    wrong = Lineage(draws=(replace(labelled(1, 5, 6), **changes),), learned=()).encode()  # type: ignore[arg-type]
+    with pytest.raises(InvalidRecord, match=message):
+        Lineage.decode(wrong)

@@ -15,7 +15,7 @@ from sop.broadcast import fetch_policy, published_versions
 from sop.buffer import EpisodeIndex, IndexSegments, RowBlock
 from sop.core import layout
 from sop.core.errors import RunError
-from sop.core.experience import Collection
+from sop.core.experience import Collection, Library, Source
 from sop.core.lineage import Lineage
 from sop.learner import Checkpoint, CheckpointStore, Learner, Optimization
 from sop.learner.learner import LearnerParts
@@ -24,12 +24,9 @@ from sop.learner.pretrain import cosine_after_warmup
 from sop.learner.stopwatch import Stopwatch
 from sop.presets import make_config
 from sop.runs import Run, create_run, take_base
-from sop.system import (
-    learner_parts,
-    make_learner_policy,
-    run_learner,
-)
+from sop.system import make_learner_policy, run_learner
 from sop.testing.memory import MemoryStore
+from sop.wiring import learner_parts
 
 
 def checkpoint_store(store: MemoryStore) -> CheckpointStore:
@@ -308,7 +305,13 @@ def test_an_algorithm_is_prepared_with_the_demonstrations_before_the_first_step(
     take_base(run, finished_base)
     policy, algorithm = make_learner_policy(run)
     prepared: list[str] = []
-    algorithm.prepare = lambda offline: prepared.extend(episode.actor_id for episode in offline)
+
+    def prepare(library: Library, trained: object) -> None:
+        assert trained is policy
+        prepared.extend(library.get(key).actor_id for key in library.keys(Source.OFFLINE))
+        assert list(library.keys(Source.ONLINE)) == []
+
+    algorithm.prepare = prepare
     monkeypatch.setattr(system, "make_learner_policy", lambda _: (policy, algorithm))
     stop = threading.Event()
     stop.set()

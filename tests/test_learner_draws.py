@@ -1,6 +1,7 @@
 """The draw log: what becomes the lineage of a version, and what survives a restart of the learner."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,20 @@ def test_thousands_of_episodes_grow_the_log() -> None:
         )
     assert len(run.draw(1, 0, 1999)) == 2
     assert run.draw(2, 0, 1999, 1998) == [run.index.key(1998)]
+
+
+def test_the_labels_of_a_batch_are_kept_when_they_are_an_opinion() -> None:
+    run = Setup()
+    run.draw(1, 0)
+    weights, signs = np.asarray([[0.5], [2.0]], np.float32), np.asarray([1, -1], np.int8)
+    opinion = replace(batch(2, (1, 2)), label_version=7, loss_weight=weights, advantage_indicator=signs)
+    run.log.drawn(2, opinion)
+    weights[:] = 0  # a batch may be written to
+    after = Setup(run.episodes, arrive=False)
+    after.log.restore(run.log.arrays(), published_step=0)
+    fact, kept = after.log.hand_over().draws
+    assert (fact.label_version, fact.loss_weight, fact.advantage_indicator) == (0, None, None)
+    assert kept.label_version == 7
+    assert kept.loss_weight is not None
+    assert kept.advantage_indicator is not None
+    assert (kept.loss_weight.tolist(), kept.advantage_indicator.tolist()) == ([[0.5], [2.0]], [1, -1])

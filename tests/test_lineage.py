@@ -20,8 +20,9 @@ from sop.learner import Learner
 from sop.lineage import ancestry, find_draw, learned_by, read_lineage
 from sop.replay import replay_batch
 from sop.runs import Run, open_run
-from sop.system import learner_parts, make_learner_policy
+from sop.system import make_learner_policy
 from sop.tracing import find_episode, trace_version
+from sop.wiring import learner_parts
 
 pytestmark = pytest.mark.slow
 STEPS = 9

@@ -6,7 +6,13 @@ import pytest
 
 from sop.core.embodiment import Embodiment
 from sop.policies import TrainablePolicy, make_policy, make_spec
-from sop.testing.contracts.policy import PER_WINDOW_RULES, POLICY_RULES, MakePolicy
+from sop.testing.contracts.policy import (
+    CONDITIONED_RULES,
+    PER_WINDOW_RULES,
+    POLICY_RULES,
+    UNCONDITIONED_RULES,
+    MakePolicy,
+)
 
 TINY = {
     "action_horizon": 4, "width": 16, "heads": 2, "channels": [4, 8, 8], "keypoints": 4, "grid": 2,
@@ -37,3 +43,14 @@ def tiny_policy(**settings: object) -> TrainablePolicy:
 @pytest.mark.parametrize("rule", [*POLICY_RULES, *PER_WINDOW_RULES], ids=lambda rule: rule.__name__)
 def test_flow_vla_keeps(rule: Callable[[MakePolicy], None], precision: str) -> None:
     rule(lambda: tiny_policy(precision=precision))
+
+
+@pytest.mark.parametrize(("indicator", "precision"), [("embed", "float32"), ("embed", "bfloat16"), ("text", "float32")])
+@pytest.mark.parametrize("rule", [*POLICY_RULES, *PER_WINDOW_RULES, *CONDITIONED_RULES], ids=lambda rule: rule.__name__)
+def test_flow_vla_with_an_indicator_keeps(rule: Callable[[MakePolicy], None], indicator: str, precision: str) -> None:
+    rule(lambda: tiny_policy(indicator=indicator, precision=precision))
+
+
+@pytest.mark.parametrize("rule", UNCONDITIONED_RULES, ids=lambda rule: rule.__name__)
+def test_flow_vla_without_an_indicator_keeps(rule: Callable[[MakePolicy], None]) -> None:
+    rule(tiny_policy)

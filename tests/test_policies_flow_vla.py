@@ -93,9 +93,9 @@ def test_flow_times_of_training_favour_the_noisy_end() -> None:
     expert = policy.module.expert
     original = expert.modulations
 
-    def listen(time: torch.Tensor, condition: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    def listen(time: torch.Tensor, indicator: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         times.append(time)
-        return original(time, condition)
+        return original(time, indicator)
 
     expert.modulations = listen
     policy.loss(sample_batch(policy.spec, 64), generator())
@@ -194,10 +194,10 @@ def test_plans_stay_within_the_limits_of_the_robot() -> None:
 def test_an_indicator_is_refused() -> None:
     policy = tiny_policy()
     seen = sample_observations(policy.spec, 1)[0]
-    with pytest.raises(ValueError, match="without an advantage indicator"):
+    with pytest.raises(ValueError, match="made without an advantage indicator"):
         policy.infer(seen, INSTRUCTIONS[0], Conditioning(advantage_indicator=True))
     batch = dataclasses.replace(sample_batch(policy.spec), advantage_indicator=np.ones(4, np.int8))
-    with pytest.raises(ValueError, match="without an advantage indicator"):
+    with pytest.raises(ValueError, match="made without an advantage indicator"):
         policy.loss(batch, generator())
 
 

@@ -6,8 +6,8 @@ import types
 import pytest
 
 PUBLIC = {
-    "actor": "Actor ActorReporter ActorSettings ActorState ChunkPlayback EpisodeRecorder EpisodeSpool SafetyGate "
-    "SpoolWriter Uploader",
+    "actor": "Actor ActorReporter ActorSettings ActorState ChunkPlayback EpisodeRecorder EpisodeSpool Exploration "
+    "PinnedPolicy PolicySource SafetyGate SpoolWriter Uploader",
     "algorithms": "ALGORITHMS Algorithm AlgorithmKind Imitation LossPolicy make_algorithm",
     "broadcast": "PolicyFacts PolicyManifest PolicyReader Prepare Publisher ReadCost ReadPolicy StagedPolicy "
     "Subscriber fetch_manifest fetch_policy fetch_weights prepare_with published_versions",
@@ -15,7 +15,8 @@ PUBLIC = {
     "Payloads RowBlock labels_id open_payloads",
     "learner": "Bookkeeping Checkpoint CheckpointStore Learner Optimization",
     "operators": "Demonstrator Nobody OPERATORS Operator Oracle StandIn check_operator make_operator",
-    "policies": "POLICIES PolicyKind TrainablePolicy check_policy compute_normalization freeze make_policy make_spec",
+    "policies": "BranchVelocities ConditionedPolicy POLICIES PolicyKind TrainablePolicy check_policy "
+    "compute_normalization conditioned freeze make_policy make_spec",
     "report": "describe summarise write_report",
     "robots": "DEPLOYMENT LAB ROBOTS RobotObservation Scene SimulatedRobot make_robot",
     "transport": "BUSES Cursor Data DirectoryStore EventBus MapsObjects ObjectStore STORES SqliteBus default_bus_url "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sop.core.errors import SopError
+from sop.presets import ALGORITHM_NAMES, FROM_OWN_ACTIONS
 
 if TYPE_CHECKING:
     from sop.config import RunConfig
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--version", type=int, metavar="V", help="the version that learned in it (0: pretraining)")
     replay.add_argument("--out", type=Path, metavar="FILE", help="write the batch as safetensors")
     replay.set_defaults(command=_replay_batch)
+    _add_experiment(commands)
     return parser
 
 
@@ -71,10 +73,15 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument("--runs", default="runs", help="where runs are kept (default: runs)")
     run.add_argument("--resume", action="store_true", help="go on with the run of this name, or the newest one")
     run.add_argument("--again", action="store_true", help="if it exists, make NAME-2, NAME-3, ... with the same base")
-    run.add_argument("--base-from", metavar="RUN", help="take demonstrations and base policy from another run")
+    run.add_argument("--base-from", metavar="RUN", help="take demonstrations, base policy and rollouts of another run")
     run.add_argument("--seed", type=int, help="of everything: demonstrations, weights, scenes, sampling (default 0)")
-    run.add_argument("--algorithm", help="hg_dagger (default), bc, offline_extra")
+    run.add_argument("--algorithm", help=f"{', '.join(ALGORITHM_NAMES)} (default {ALGORITHM_NAMES[0]})")
     run.add_argument("--operators", help="who corrects: stand_in (default) or none")
+    run.add_argument(
+        "--exploration",
+        help="what the fleet tries by itself: none, or offset, a random shift of whole chunks of actions "
+        f"(default: offset with --operators none and one of {', '.join(FROM_OWN_ACTIONS)}, else none)",
+    )
     run.add_argument("--actors", type=int, help="robots in the fleet")
     run.add_argument("--episodes", type=int, help="episodes that the fleet collects")
     run.add_argument("--minutes", type=float, help="stop collecting after this time")
@@ -90,14 +97,18 @@ def _add_processes(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     actor.add_argument("run", help="folder of the run, or URL of its store")
     actor.add_argument("--bus", help="URL of the bus (default: beside the store)")
     actor.add_argument("--id", required=True, help="unique in the run, e.g. robot-7")
-    actor.add_argument("--demonstrate", action="store_true", help="the expert drives, in the lab")
+    instead = actor.add_mutually_exclusive_group()
+    instead.add_argument("--demonstrate", action="store_true", help="the expert drives, in the lab")
+    instead.add_argument("--rollout", action="store_true", help="the base policy drives, nobody corrects (id: base-N)")
     actor.add_argument("--speed", type=float, help="robot seconds per second (default: the run's)")
     actor.add_argument("--end", type=int, metavar="N", help="stop when N episodes are recorded in all")
     actor.set_defaults(command=_actor)
     learner = commands.add_parser("learner", help="the learner's process; resumes from the last checkpoint")
     learner.add_argument("run", help="folder of the run, or URL of its store")
     learner.add_argument("--bus", help="URL of the bus (default: beside the store)")
-    learner.add_argument("--pretrain", action="store_true", help="make the base policy (version 0) and end")
+    before = learner.add_mutually_exclusive_group()
+    before.add_argument("--pretrain", action="store_true", help="make the base policy (version 0) and end")
+    before.add_argument("--warmup", action="store_true", help="get the algorithm ready (version 1) and end")
     learner.set_defaults(command=_learner)
     evaluate = commands.add_parser("evaluate", help="judge a published policy on held-out seeds")
     evaluate.add_argument("run", help="folder of the run, or URL of its store")
@@ -111,22 +122,27 @@ def _add_processes(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 def _run(options: argparse.Namespace) -> int:
     from sop.launcher import Launcher
-    from sop.presets import make_config
+    from sop.presets import explores_by_default, make_config
     from sop.processes import stop_on_signals
 
     shortcuts = {
         "seed": options.seed,
         "algorithm": options.algorithm,
         "operator.kind": options.operators,
+        "exploration.kind": options.exploration,
         "fleet.num_actors": options.actors,
         "fleet.episodes": options.episodes,
         "fleet.minutes": options.minutes,
         "fleet.speed": options.speed,
     }
     changes = [f"{name}={value}" for name, value in shortcuts.items() if value is not None]
-    if options.algorithm is not None:
-        changes.append("algorithm_settings={}")  # a preset's settings belong to the preset's algorithm
-    config = make_config(options.preset, [*changes, *options.set])
+    changes += options.set
+    config = make_config(options.preset, changes)
+    chosen = any(change.startswith(("exploration=", "exploration.kind=")) for change in changes)
+    if not options.resume and not chosen and explores_by_default(config):
+        config = make_config(options.preset, [*changes, "exploration.kind=offset"])
+        print(f"Nobody corrects, so the fleet explores: {config.algorithm} learns from what it tries.", end=" ")
+        print("--exploration none turns that off.")
     stop = stop_on_signals()
     run = _choose_run(options, config)
     print(Launcher(run, stop).run())
@@ -169,21 +185,30 @@ def _actor(options: argparse.Namespace) -> int:
     stop = stop_on_signals()
     stop_with_parent()
     who = ActorOptions(
-        actor_id=options.id, demonstrate=options.demonstrate, speed=options.speed, end_sequence=options.end
+        actor_id=options.id,
+        demonstrate=options.demonstrate,
+        rollout=options.rollout,
+        speed=options.speed,
+        end_sequence=options.end,
     )
     run_actor(open_run(options.run, options.bus), who, stop)
     return 0
 
 
 def _learner(options: argparse.Namespace) -> int:
+    from sop import system
     from sop.processes import stop_on_signals, stop_with_parent
     from sop.runs import open_run
-    from sop.system import run_learner, run_pretraining
 
     stop = stop_on_signals()
     stop_with_parent()
     run = open_run(options.run, options.bus)
-    (run_pretraining if options.pretrain else run_learner)(run, stop)
+    if options.pretrain:
+        system.run_pretraining(run, stop)
+    elif options.warmup:
+        system.run_warmup(run, stop)
+    else:
+        system.run_learner(run, stop)
     return 0
 
 
@@ -240,3 +265,23 @@ def _replay_batch(options: argparse.Namespace) -> int:
 
     same = print_replay(options.run, options.step, version=options.version, out=options.out)
     return 0 if same else 1
+
+
+def _add_experiment(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    experiment = commands.add_parser("experiment", help="many trainings on the same recorded data, compared")
+    experiment.add_argument("name", choices=["x-ind"], help="x-ind: RECAP on a base that never saw an indicator")
+    experiment.add_argument("--quick", action="store_true", help="a handful of everything, on the toy robot")
+    experiment.add_argument("--seeds", help="of the streams, e.g. 1,2,3 (default; with --quick 1)")
+    experiment.add_argument("--streams", nargs="+", metavar="RUN", help="finished runs of recap, one per seed")
+    experiment.add_argument("--out", type=Path, default=Path("runs/x-ind"), help="default: runs/x-ind")
+    experiment.add_argument("--workers", type=int, default=2, help="arms at a time (default 2)")
+    what = experiment.add_mutually_exclusive_group()
+    what.add_argument("--report-only", action="store_true", help="write summary, table and picture of what is there")
+    what.add_argument("--arm", metavar="SEED/ARM", help="one arm in this process, e.g. seed1/plain-embed-warm")
+    experiment.set_defaults(command=_experiment)
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    from sop.experiments.x_ind import run_command
+
+    return run_command(options)

@@ -5,7 +5,7 @@ Every field has its unit and the meaning of its extremes. Whole configurations a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -82,6 +82,78 @@ class FleetConfig:
         _require(self.speed >= 0, f"fleet.speed must be 0 or more, got {self.speed}")
         _require(self.episodes is None or self.episodes > 0, f"fleet.episodes must be positive, got {self.episodes}")
         _require(self.time_factor >= 1, f"fleet.time_factor must be at least 1, got {self.time_factor}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExplorationConfig:
+    """What the fleet tries beyond what its policy proposes (see `sop.actor.exploration`); never in evaluations.
+
+    For algorithms that learn from the policy's own actions: without it outcomes are decided by where an episode
+    begins, and there is little to choose from.
+    """
+
+    kind: Literal["none", "offset"] = "none"
+    """`offset` adds a constant to all actions of a chunk (and `tempo` stretches them), before the safety gate."""
+    std: float = 0.3
+    """Standard deviation of the offset per action element, as a share of half the element's range."""
+    probability: float = 0.25
+    """Share of the chunks that get an offset."""
+    tempo: float = 0.0
+    """Standard deviation of the logarithm of a factor by which the explored elements of a chunk are multiplied, drawn
+    for every chunk: 0.3 is a third faster or slower along the same way. For displacements; 0 for none."""
+    hold_chunks: int = 1
+    """Chunks in a row that share one draw; 1 draws for every chunk."""
+    elements: tuple[int, ...] | None = None
+    """Numbers of the action elements that are explored; None takes those that have a hold value: displacements, but
+    not a gripper that keeps its place."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """`linear` lets the standard deviation fall to `final_share` of `std` over `over_episodes`."""
+    final_share: float = 0.0
+    over_episodes: int | None = None
+    """Episodes of each single actor, counted by its own sequence numbers, so that a restart changes nothing."""
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("none", "offset"), f"exploration.kind must be none or offset, got {self.kind!r}")
+        for name in ("std", "tempo"):
+            _require(getattr(self, name) >= 0, f"exploration.{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("probability", "final_share"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"exploration.{name} must be in [0, 1], got {value}")
+        _require(self.hold_chunks >= 1, f"exploration.hold_chunks must be at least 1, got {self.hold_chunks}")
+        named = self.elements is None or (bool(self.elements) and min(self.elements) >= 0)
+        _require(named, f"exploration.elements must name elements from 0 on, got {self.elements}")
+        _require(
+            self.schedule in ("constant", "linear"),
+            f"exploration.schedule must be constant or linear, got {self.schedule!r}",
+        )
+        _require(
+            self.schedule == "constant" or (self.over_episodes is not None and self.over_episodes >= 1),
+            f"exploration.over_episodes must be at least 1 for a linear schedule, got {self.over_episodes}",
+        )
+
+    def share(self, sequence: int) -> float:
+        """Share of `std` in an actor's episode of this number: 1, or 1 - (1 - final_share) * sequence / over_episodes
+        until it has reached `final_share`."""
+        if self.schedule == "constant" or self.over_episodes is None:
+            return 1.0
+        return 1.0 - (1.0 - self.final_share) * min(1.0, sequence / self.over_episodes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutConfig:
+    """Rollouts of the base policy before the fleet starts, for algorithms that ask for them: nobody corrects them."""
+
+    episodes_per_task: int = 24
+    """Of every fleet task."""
+    explore: bool = True
+    """With the run's exploration at full strength, also when the fleet itself does not explore: rollouts are for
+    telling good from bad, so they need both outcomes from similar beginnings."""
+    workers: int = 2
+    """Actor processes that record them."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes_per_task", "workers"):
+            _require(getattr(self, name) >= 1, f"rollouts.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,8 +308,17 @@ class RunConfig:
     """Settings of the algorithm; what is not named keeps its default."""
     operator: OperatorConfig = OperatorConfig()
     fleet: FleetConfig = FleetConfig()
+    exploration: ExplorationConfig = ExplorationConfig()
+    rollouts: RolloutConfig = RolloutConfig()
     policy: PolicyConfig = PolicyConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sampler: SamplerConfig = SamplerConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def rollout_exploration(self) -> ExplorationConfig:
+        """The exploration of the base rollouts."""
+        if not self.rollouts.explore:
+            return ExplorationConfig()
+        return replace(self.exploration, kind="offset", schedule="constant")

@@ -33,6 +33,7 @@ def print_run(place: str, *, num_episodes: int) -> None:
     )
     acted, swaps = _print_episodes(run, console, num_episodes)
     _print_versions(run, console, acted)
+    _print_sidecars(run, console)
     _print_freshness(run, console, swaps)
     for key in run.store.keys(f"{layout.QUARANTINE}/"):
         console.print(f"[red]quarantined[/red] {run.store.get(key).decode()}")
@@ -60,6 +61,8 @@ def _print_episodes(run: Run, console: Console, num_episodes: int) -> tuple[Coun
         table.add_column(column)
     for _, name, episode in rows[-num_episodes:] if num_episodes else []:
         version = "demonstration" if episode.policy_version is None else str(episode.policy_version)
+        if name.actor_id.startswith(layout.BASE_ACTOR):
+            version = f"{version} (base rollout)"
         marks = "; ".join(f"{mark.start}-{mark.stop} {mark.reason} ({mark.operator})" for mark in episode.interventions)
         human = f"{episode.controller.mean():.0%}"
         facts = (name.episode_id[:12], name.actor_id, str(name.sequence), episode.header.task, version, episode.outcome)
@@ -95,13 +98,23 @@ def _print_versions(run: Run, console: Console, acted: Counter[int | None]) -> N
     console.print(table)
 
 
+def _print_sidecars(run: Run, console: Console) -> None:
+    """How many episodes each version of an algorithm's model gave an opinion on."""
+    found = Counter(tuple(key.split("/")[1:3]) for key in run.store.keys(f"{layout.LABELS}/"))
+    for (algorithm, version), count in sorted(found.items()):
+        console.print(f"sidecars of {algorithm}, model version {int(version)}: {count} episodes")
+
+
 def _print_freshness(run: Run, console: Console, swaps: list[Swap]) -> None:
     """Seconds of every hop, for all, per task and per robot: median and 99 %."""
     versions = list(published_versions(run.store))
     if not versions:
         return
     try:
-        samples = hop_samples(learned_by(run.store, versions[-1]), swaps)
+        rollouts = next(iter(run.store.keys(f"{layout.DEMONSTRATIONS}/{layout.BASE_ACTOR}")), None)
+        waited_for_the_fleet = 0 if rollouts is None else 1  # the base, or what a warm-up made of it
+        learned = learned_by(run.store, versions[-1])
+        samples = hop_samples(learned, swaps, base_version=waited_for_the_fleet)
     except (InvalidRecord, NotFound) as error:
         console.print(f"[red]no freshness[/red]: {error}")
         return

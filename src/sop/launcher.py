@@ -1,9 +1,12 @@
 """`sop run`: one command that starts everything a run needs on this machine, in order, and ends it in order.
 
     setup -> demonstrations -> pretraining -> base evaluation -> fleet -> final evaluation -> report
-             lab actors        learner        evaluator          actors,    evaluator
-                                                                 learner,
-                                                                 evaluator (progress)
+             lab actors        learner        evaluator     |    actors,    evaluator
+                                                            |    learner,
+                                                            |    evaluator (progress)
+                                                            |
+                       when the algorithm asks for them:    `--> base rollouts -> warm-up -> fleet
+                                                                 base actors      learner
 
 Every phase leaves its result in the store and is skipped when it is there: that is what `--resume` is.
 Ctrl-C ends the current phase, then writes the report of what there is.
@@ -11,7 +14,7 @@ Ctrl-C ends the current phase, then writes the report of what there is.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event, Thread
@@ -34,7 +37,14 @@ from sop.runs import Run
 
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
-ROUGH_PHASE_S = {"demonstrations": 20.0, "pretraining": 40.0, "base evaluation": 60.0, "final evaluation": 45.0}
+ROUGH_PHASE_S = {
+    "demonstrations": 20.0,
+    "pretraining": 40.0,
+    "base evaluation": 60.0,
+    "base rollouts": 30.0,
+    "warm-up": 90.0,
+    "final evaluation": 45.0,
+}
 """First guesses for the time that is left; replaced by what the phases take."""
 
 
@@ -56,6 +66,17 @@ class Launcher:
         self._live: Live
         algorithm = make_algorithm(run.config.algorithm, run.config.algorithm_settings, 1.0)
         self._collection = algorithm.collection
+        warm_up = algorithm.warm_up
+        self._warmup_steps = warm_up.warmup_max_steps if warm_up is not None and warm_up.install == "warmup" else None
+        before_fleet = {"base rollouts": self._base_rollouts, "warm-up": self._warm_up}
+        self._phases: dict[str, Callable[[], None]] = {
+            "demonstrations": self._demonstrations,
+            "pretraining": self._pretraining,
+            "base evaluation": self._base_evaluation,
+            **(before_fleet if algorithm.needs_rollouts else {}),
+            "fleet": self._fleet,
+            "final evaluation": self._final_evaluation,
+        }
 
     def run(self) -> str:
         """Everything up to the report (blocking); returns the paragraph that says what happened.
@@ -70,13 +91,7 @@ class Launcher:
             self._monitor = Monitor(run.store, bus, run.manifest, metrics)
             self._live = stack.enter_context(Live())
             stack.callback(self._children.stop)
-            for phase, work in (
-                ("demonstrations", self._demonstrations),
-                ("pretraining", self._pretraining),
-                ("base evaluation", self._base_evaluation),
-                ("fleet", self._fleet),
-                ("final evaluation", self._final_evaluation),
-            ):
+            for phase, work in self._phases.items():
                 if not self._stop.is_set():
                     self._phase(phase, work)
         write_report(run.folder)
@@ -97,16 +112,27 @@ class Launcher:
         """Two lab actors, as fast as the machine can, until every task has its demonstrations."""
         config = self._run.config
         total = config.pretrain.demonstrations_per_task * len(config.robot.all_tasks)
-        names = [f"{layout.LAB_ACTOR}{number}" for number in range(2)]
-        if self._count_demonstrations() >= total:
+        self._record(layout.LAB_ACTOR, "--demonstrate", [total - total // 2, total // 2])
+
+    def _base_rollouts(self) -> None:
+        """The base policy alone, as fast as the machine can, until every fleet task has its rollouts."""
+        settings, num_tasks = self._run.config.rollouts, len(self._run.config.robot.fleet_tasks)
+        workers = min(settings.workers, settings.episodes_per_task)
+        rounds = [settings.episodes_per_task // workers] * workers
+        rounds[0] += settings.episodes_per_task % workers
+        self._record(layout.BASE_ACTOR, "--rollout", [num_tasks * number for number in rounds])
+
+    def _record(self, prefix: str, flag: str, shares: Sequence[int]) -> None:
+        """One actor per share, until all have recorded theirs; what is in the store already counts."""
+        if self._count_offline(prefix) >= sum(shares):
             return
-        for number, name in enumerate(names):
-            share = total // 2 + (total % 2 if number == 0 else 0)
-            arguments = ["actor", self._run.place, "--id", name, "--demonstrate", "--speed", "0", "--end", str(share)]
+        names = [f"{prefix}{number}" for number in range(len(shares))]
+        for name, share in zip(names, shares, strict=True):
+            arguments = ["actor", self._run.place, "--id", name, flag, "--speed", "0", "--end", str(share)]
             self._children.start(name, arguments)
 
         def look(view: RunView) -> bool:
-            view.phase_progress = (self._count_demonstrations(), total)
+            view.phase_progress = (self._count_offline(prefix), sum(shares))
             return not all(self._children.finished(name) for name in names)
 
         self._watch(look)
@@ -128,6 +154,24 @@ class Launcher:
         if not self._stop.is_set() and 0 not in published_versions(self._run.store):
             tail = self._children.log_tail("pretraining")
             raise RunError(f"pretraining ended without a base policy; its log ends so:\n{tail}")
+
+    def _warm_up(self) -> None:
+        """The learner gets ready on what is there, and publishes version 1; the fleet's learner goes on from it."""
+        if self._is_warm():
+            return
+        self._children.start("warm-up", ["learner", self._run.place, "--warmup"])
+
+        def look(view: RunView) -> bool:
+            if self._warmup_steps is not None and view.learner is not None:
+                view.phase_progress = (view.learner.learner_step, self._warmup_steps)
+            return not self._children.finished("warm-up")
+
+        self._watch(look)
+        self._children.stop("warm-up")
+        self._monitor.view.learner = None
+        if not self._stop.is_set() and not self._is_warm():
+            tail = self._children.log_tail("warm-up")
+            raise RunError(f"the warm-up ended without a policy; its log ends so:\n{tail}")
 
     def _base_evaluation(self) -> None:
         progress = ("progress",) if self._run.config.evaluation.progress_episodes_per_task else ()
@@ -163,6 +207,7 @@ class Launcher:
             return
         actors = [] if self._collection is Collection.NOTHING else [f"robot-{n}" for n in range(fleet.num_actors)]
         demonstrate = ["--demonstrate"] if self._collection is Collection.DEMONSTRATIONS else []
+        self._monitor.begin_fleet()
         self._children.start("learner", ["learner", run.place], restart=True)
         for name in actors:
             self._children.start(name, ["actor", run.place, "--id", name, *demonstrate], restart=True)
@@ -202,7 +247,7 @@ class Launcher:
 
     def _time_left(self, view: RunView) -> float | None:
         """What the phases that are left will take, by the progress of this one and rough guesses."""
-        phases = ["demonstrations", "pretraining", "base evaluation", "fleet", "final evaluation"]
+        phases = list(self._phases)
         later = phases[phases.index(view.phase) + 1 :] if view.phase in phases else []
         fleet = self._run.config.fleet
         if fleet.episodes is None:
@@ -215,8 +260,13 @@ class Launcher:
         elapsed = time.monotonic() - self._began - sum(self._wall_s.values())
         return left + max(0.0, elapsed) * (total - done) / done
 
-    def _count_demonstrations(self) -> int:
-        return sum(1 for _ in self._run.store.keys(f"{layout.DEMONSTRATIONS}/{layout.LAB_ACTOR}"))
+    def _count_offline(self, prefix: str) -> int:
+        """Episodes in the offline buffer of the actors whose ids begin so."""
+        return sum(1 for _ in self._run.store.keys(f"{layout.DEMONSTRATIONS}/{prefix}"))
+
+    def _is_warm(self) -> bool:
+        """Whether version 1 is published: the last thing that a warm-up does."""
+        return any(True for _ in published_versions(self._run.store, after=0))
 
     def _learner_finished(self) -> bool:
         """Whether a final evaluation exists, so that the fleet's work is done."""

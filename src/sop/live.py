@@ -21,7 +21,7 @@ from rich.text import Text
 
 from sop.core.evaluation import EvaluationResult
 from sop.core.events import ActorReported, LearnerReported
-from sop.core.layout import LAB_ACTOR
+from sop.core.layout import BASE_ACTOR, before_fleet
 from sop.metrics import percentile
 from sop.monitor import RunView
 
@@ -128,9 +128,10 @@ def line(view: RunView, elapsed_s: float) -> str:
 
 
 def _on_duty(view: RunView) -> list[ActorReported]:
-    """The fleet; before it starts, the lab actors that record demonstrations."""
+    """The fleet; before it starts, the actors of the base rollouts; before them, those that record demonstrations."""
     actors = sorted(view.actors.values(), key=lambda actor: actor.actor_id)
-    return [actor for actor in actors if not actor.actor_id.startswith(LAB_ACTOR)] or actors
+    fleet = [actor for actor in actors if not before_fleet(actor.actor_id)]
+    return fleet or [actor for actor in actors if actor.actor_id.startswith(BASE_ACTOR)] or actors
 
 
 def _head(view: RunView, elapsed_s: float) -> RenderableType:

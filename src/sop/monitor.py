@@ -41,7 +41,7 @@ class RunView:
 
     run: RunManifest
     phase: str = "starting"
-    """What the run is doing: `demonstrations`, `pretraining`, `evaluating the base`, `fleet`, ..."""
+    """What the run is doing: `demonstrations`, `pretraining`, `base evaluation`, `fleet`, ..."""
     phase_progress: tuple[int, int] | None = None
     """(done, total) of the phase where that is known."""
     time_left_s: float | None = None
@@ -49,7 +49,7 @@ class RunView:
     actors: dict[str, ActorReported] = field(default_factory=dict)
     learner: LearnerReported | None = None
     collected: int = 0
-    """Episodes that the fleet has committed, aborted ones and the lab's not counted."""
+    """Episodes that the fleet has committed; aborted ones, the lab's and base rollouts not counted."""
     published: int = 0
     """Policies published since the monitor started."""
     publish_to_swap_s: list[float] = field(default_factory=list)
@@ -85,7 +85,11 @@ class Monitor:
         self._clock = clock
         self._cursors: dict[str, Cursor | None] = {}
         self._logged_at = self._listed_at = clock() - 3600
-        self._started_utc_ns = time.time_ns()
+        self._started_utc_ns = self._fleet_began_utc_ns = time.time_ns()
+
+    def begin_fleet(self) -> None:
+        """The fleet starts now: how long older policies took to reach it is not freshness, they waited for it."""
+        self._fleet_began_utc_ns = time.time_ns()
 
     def poll(self) -> RunView:
         """Take what is new (does not wait) and return the view; a store or bus that is away is noted."""
@@ -128,8 +132,8 @@ class Monitor:
         self.view.actors[report.actor_id] = report
 
     def _on_swap(self, swap: PolicySwapped) -> None:
-        if swap.version == 0 or swap.published_utc_ns < self._started_utc_ns:
-            return  # the policy that was there before the fleet: waiting for the fleet is not freshness
+        if swap.version == 0 or swap.published_utc_ns < self._fleet_began_utc_ns:
+            return
         to_swap_s = (swap.swapped_utc_ns - swap.published_utc_ns) / 1e9
         to_staged_s = (swap.staged_utc_ns - swap.published_utc_ns) / 1e9
         self.view.publish_to_swap_s.append(to_swap_s)
@@ -155,7 +159,7 @@ class Monitor:
                 self.view.evaluations[key] = EvaluationResult.from_json(self._store.get(key))
 
     def _log_fleet(self) -> None:
-        actors = [actor for name, actor in self.view.actors.items() if not name.startswith(layout.LAB_ACTOR)]
+        actors = [actor for name, actor in self.view.actors.items() if not layout.before_fleet(name)]
         if not actors:
             return
         values = {

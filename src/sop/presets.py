@@ -6,25 +6,61 @@
 | `debug`     | 2 toy robots, no MuJoCo         | half a minute         | tests; trying a change    |
 """
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from sop.config import (
     EvaluationConfig,
+    ExplorationConfig,
     FleetConfig,
     LearnerConfig,
     OperatorConfig,
     PolicyConfig,
     PretrainConfig,
     RobotConfig,
+    RolloutConfig,
     RunConfig,
     SamplerConfig,
 )
 from sop.core.settings import suggestion
+
+FROM_PEOPLE = ("hg_dagger", "bc", "offline_extra")
+"""Algorithms that learn from nobody but people: what a policy tries teaches them nothing."""
+FROM_OWN_ACTIONS = ("recap", "weighted_bc", "filtered_bc")
+"""Algorithms that learn from what the policy did, too."""
+ALGORITHM_NAMES = FROM_PEOPLE + FROM_OWN_ACTIONS
+"""The names in `sop.algorithms.ALGORITHMS`, for whoever must not load torch to know them."""
+_NO_REFLEX = {"handover_s": 0.0}
+"""The stand-in has no reflex: its first action is a correction."""
+_SMALL = {"value": {"steps": 20, "batch_size": 16, "num_bins": 21, "random_shift": 1}, "threshold_least": 20}
+"""A value function that is fitted in a moment, and thresholds from a few short episodes."""
+_ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "metaworld": {
+            "hg_dagger": _NO_REFLEX,
+            "recap": _NO_REFLEX,
+            "weighted_bc": _NO_REFLEX,
+            "filtered_bc": _NO_REFLEX,
+        },
+        "debug": {
+            "hg_dagger": _NO_REFLEX,
+            "recap": {**_NO_REFLEX, **_SMALL, "warmup_max_steps": 25},
+            "weighted_bc": {**_NO_REFLEX, **_SMALL},
+            "filtered_bc": _NO_REFLEX,
+        },
+    }
+)
+
+
+def algorithm_defaults(preset: str, algorithm: str) -> dict[str, Any]:
+    """Vetted settings of an algorithm in a preset; what is not named keeps the algorithm's own default."""
+    return copy.deepcopy(dict(_ALGORITHM_DEFAULTS.get(preset, {}).get(algorithm, {})))
 
 
 def metaworld() -> RunConfig:
@@ -36,7 +72,8 @@ def metaworld() -> RunConfig:
             fleet_tasks=("drawer-open", "door-open", "button-press-topdown", "window-open"),
             held_out_tasks=("drawer-close", "plate-slide"),
         ),
-        algorithm_settings={"handover_s": 0.0},  # the stand-in has no reflex: its first action is a correction
+        algorithm_settings=algorithm_defaults("metaworld", "hg_dagger"),
+        exploration=ExplorationConfig(tempo=0.3),  # the arm's actions are displacements: how fast is worth a try
     )
 
 
@@ -47,9 +84,10 @@ def debug() -> RunConfig:
         robot=RobotConfig(
             kind="toy", fleet_tasks=("touch-red", "touch-green"), held_out_tasks=("touch-blue",), image_size=24
         ),
-        algorithm_settings={"handover_s": 0.0},
+        algorithm_settings=algorithm_defaults("debug", "hg_dagger"),
         operator=OperatorConfig(reaction_steps=3, stall_steps=12, min_steps=6, max_steps=20),
         fleet=FleetConfig(num_actors=2, speed=2.0, episodes=24, reset_s=0.2),
+        rollouts=RolloutConfig(episodes_per_task=6),
         pretrain=PretrainConfig(demonstrations_per_task=6, steps=60, batch_size=16),
         policy=PolicyConfig(settings={"text_encoder": "hash", "channels": (8, 12, 16), "width": 32, "random_shift": 1}),
         sampler=SamplerConfig(min_online_starts=1),
@@ -66,18 +104,28 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {"metaworld": metaworld, "debug": 
 def make_config(preset: str, changes: Iterable[str] = ()) -> RunConfig:
     """A preset with single values changed, e.g. `["seed=3", "learner.lr=1e-4"]`.
 
+    Another `algorithm` comes with its own settings (`algorithm_defaults`), whatever the order of the changes.
+
     Raises:
         ValueError: unknown preset or field ("Did you mean"), or a value that its field does not take.
     """
     if preset not in PRESETS:
         raise ValueError(f"no preset is called {preset!r}. {suggestion(preset, PRESETS)}")
     values = config_to_dict(PRESETS[preset]())
-    for change in changes:
+    for change in sorted(changes, key=lambda change: not change.startswith("algorithm=")):
         name, separator, text = change.partition("=")
         if not separator:
             raise ValueError(f"--set takes name=value, got {change!r}")
         _assign(values, RunConfig, name, text)
+        if name == "algorithm":
+            values["algorithm_settings"] = algorithm_defaults(preset, values["algorithm"])
     return config_from_dict(values)
+
+
+def explores_by_default(config: RunConfig) -> bool:
+    """Whether `sop run` lets the fleet explore unless it is told not to: nobody corrects, and the algorithm learns
+    from what the policy did. Without exploration it would learn from what it does anyway."""
+    return config.operator.kind == "none" and config.algorithm in FROM_OWN_ACTIONS
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
@@ -108,7 +156,7 @@ def _assign(values: dict[str, Any], kind: Any, name: str, text: str) -> None:
                 raise ValueError(f"--set {name}: no field is called {part!r}. {suggestion(part, known)}")
             kind = known[part]
     for part in path:
-        values = values[part]
+        values = values.setdefault(part, {})
     try:
         values[last] = json.loads(text)
     except json.JSONDecodeError:

@@ -12,6 +12,7 @@ from rich.table import Table
 from sop.algorithms import make_algorithm
 from sop.broadcast import PolicyManifest
 from sop.buffer import BatchLoader, EpisodeIndex, EpisodeRow, PayloadCache
+from sop.buffer.loader import BatchLabels
 from sop.core.codec import EncodedEpisode, content_hash
 from sop.core.errors import InvalidRecord
 from sop.core.experience import Batch, Source, Windows
@@ -42,7 +43,8 @@ class Replay:
 def replay_batch(run: Run, learner_step: int, version: int | None = None) -> Replay:
     """Draw the batch of a step again: the same windows, frames, labels and order (blocking).
 
-    Labels are those of the version's algorithm with this run's settings, by the code as it is now.
+    Labels are those that the draw keeps, where they were an opinion of the moment; else those of the version's
+    algorithm with this run's settings, by the code as it is now.
 
     Args:
         run: whose step.
@@ -51,9 +53,10 @@ def replay_batch(run: Run, learner_step: int, version: int | None = None) -> Rep
 
     Raises:
         RunError: no published version has the step.
-        NotFound, InvalidRecord: an episode is gone or damaged.
+        NotFound, InvalidRecord: an episode is gone or damaged, or the labels are not those of the windows.
     """
     manifest, draw = find_draw(run.store, learner_step, version)
+    labels = _labels(draw, manifest.spec.action_horizon)
     settings = run.config.algorithm_settings if manifest.algorithm == run.config.algorithm else {}
     algorithm = make_algorithm(manifest.algorithm, settings, run.manifest.embodiment.control_hz)
     index = EpisodeIndex(run.config.robot.all_tasks)
@@ -67,9 +70,22 @@ def replay_batch(run: Run, learner_step: int, version: int | None = None) -> Rep
 
     loader = BatchLoader(index, cache, algorithm.annotate, no_draw, horizon=manifest.spec.action_horizon, depth=1)
     try:
-        return Replay(manifest, draw, loader.load(windows))
+        return Replay(manifest, draw, loader.load(windows, labels))
     finally:
         loader.close()
+
+
+def _labels(draw: StepDraw, horizon: int) -> BatchLabels | None:
+    """What the draw keeps of its labels, None when they are facts."""
+    if draw.loss_weight is None:
+        return None
+    if draw.loss_weight.shape != (len(draw.keys), horizon):
+        raise InvalidRecord(
+            "loss_weight",
+            f"step {draw.learner_step} keeps weights {draw.loss_weight.shape} for {len(draw.keys)} windows of "
+            f"{horizon} steps",
+        )
+    return BatchLabels(loss_weight=draw.loss_weight, advantage_indicator=draw.advantage_indicator)
 
 
 def _row(run: Run, key: str) -> EpisodeRow:
@@ -131,6 +147,8 @@ def print_replay(place: str, learner_step: int, *, version: int | None, out: Pat
         by = "demonstration" if acted < 0 else f"version {acted}"
         table.add_row(name.episode_id[:12], name.actor_id, task, buffer, by, str(count))
     console.print(table)
+    if draw.loss_weight is not None:
+        console.print(f"labels as they were learned from (label version {draw.label_version})")
     verdict = "the same batch" if replay.same else f"NOT the batch that was learned from ({draw.batch_hash})"
     console.print(f"content hash {batch.content_hash}: {verdict}")
     if out is not None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sop.actor.exploration import make_exploration
 from sop.algorithms import make_algorithm
 from sop.config import RunConfig
 from sop.core import layout
@@ -14,7 +15,7 @@ from sop.core.events import TOPIC_ACTORS, TOPIC_LEARNER
 from sop.core.run import RunManifest
 from sop.operators import check_operator
 from sop.policies import check_policy
-from sop.presets import config_from_dict, config_to_dict
+from sop.presets import FROM_PEOPLE, config_from_dict, config_to_dict
 from sop.robots import make_robot
 from sop.transport import EventBus, ObjectStore, default_bus_url, open_bus, open_store, probe
 
@@ -51,10 +52,11 @@ def create_run(folder: Path, config: RunConfig) -> Run:
 
     Raises:
         RunError: there is a run already.
-        ValueError: a task that the robot does not know.
+        ValueError: a task that the robot does not know, or an action element that it does not have.
     """
     check_names(config)
     robot = make_robot(config.robot)
+    make_exploration(config.exploration, robot.embodiment)
     store = open_store(str(folder / "store"))
     probe(store)
     tasks = config.robot.all_tasks
@@ -76,14 +78,20 @@ def create_run(folder: Path, config: RunConfig) -> Run:
 
 
 def check_names(config: RunConfig) -> None:
-    """Make sure that everything a configuration names exists, before anything is made.
+    """Make sure that everything a configuration names exists and fits together, before anything is made.
 
     Raises:
-        ValueError: unknown algorithm, operator, policy, or a setting of theirs; suggests the nearest.
+        ValueError: unknown algorithm, operator, policy, or a setting of theirs; suggests the nearest. Or exploration
+            for an algorithm that learns from nobody but people.
     """
     make_algorithm(config.algorithm, config.algorithm_settings, control_hz=1.0)
     check_policy(config.policy.kind, config.policy.settings)
     check_operator(config.operator.kind)
+    if config.exploration.kind != "none" and config.algorithm in FROM_PEOPLE:
+        raise ValueError(
+            f"exploration.kind is {config.exploration.kind!r}, but {config.algorithm} learns from nobody but people: "
+            "what the policy tries would only make its attempts worse; take exploration.kind=none"
+        )
 
 
 def open_run(place: str, bus_url: str | None = None) -> Run:
@@ -123,6 +131,8 @@ def newest_run(runs: Path, preset: str) -> Run:
 def take_base(run: Run, source: Run) -> None:
     """Copy demonstrations, base policy and its evaluations from another run of the same base settings.
 
+    Base rollouts too, when this run needs some and would have recorded the same.
+
     Raises:
         RunError: the two runs would not have made the same base policy.
     """
@@ -132,6 +142,7 @@ def take_base(run: Run, source: Run) -> None:
             raise RunError(f"cannot take the base of {source.place}: its {part} is {theirs}, this run has {mine}")
     prefixes = (
         f"{layout.DEMONSTRATIONS}/{layout.LAB_ACTOR}",
+        *((f"{layout.DEMONSTRATIONS}/{layout.BASE_ACTOR}",) if _same_rollouts(run.config, source.config) else ()),
         f"{layout.policy_folder(0)}/",
         layout.evaluation(0, "base"),
         layout.evaluation(0, "expert"),
@@ -140,3 +151,11 @@ def take_base(run: Run, source: Run) -> None:
     for prefix in prefixes:
         for key in sorted(source.store.keys(prefix), key=lambda key: key.endswith("manifest.json")):
             run.store.put(key, source.store.get(key))
+
+
+def _same_rollouts(mine: RunConfig, theirs: RunConfig) -> bool:
+    """Whether two runs with the same base policy record the same base rollouts, and the first one needs them."""
+    needed = make_algorithm(mine.algorithm, mine.algorithm_settings, control_hz=1.0).needs_rollouts
+    same_length = mine.fleet.time_factor == theirs.fleet.time_factor
+    same = mine.rollouts == theirs.rollouts and mine.rollout_exploration == theirs.rollout_exploration
+    return needed and same and same_length

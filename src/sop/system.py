@@ -23,6 +23,7 @@ The loops, each in one place:
     subscribe        broadcast.Subscriber   staged policies   events, a listing      Publisher
     ingest           buffer.Ingest          checked episodes  events, a listing      Uploader
     learn            learner.Learner.train  gradient steps    a batch, new episodes  BatchLoader
+    sidecars         learner.SidecarWriter  labels per step   an indexed episode     Learner
     prepare batches  buffer.BatchLoader     batches           a draw                 Learner
     decode frames    buffer.decode_worker   frames            a job (own process)    BatchLoader
     publish          broadcast.Publisher    policies          a snapshot             Learner
@@ -30,54 +31,43 @@ The loops, each in one place:
     watch the bus    transport.watch.Watch  wake-ups          the bus file           any process
 
 The store is the truth, the bus is a hint: any process can die at any moment and find everything again.
-This module wires the parts and calls every constructor; the parts do not know each other.
+This module wires the parts and calls every constructor (`sop.wiring` those of the learner's side); the parts do not
+know each other.
 """
 
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from threading import Event
 
-import msgspec
 import torch
 
-from sop.actor import Actor, ActorReporter, ActorSettings, EpisodeSpool, SpoolWriter, Uploader
+from sop.actor import Actor, ActorReporter, ActorSettings, EpisodeSpool, PinnedPolicy, SpoolWriter, Uploader
+from sop.actor.exploration import make_exploration
 from sop.actor.uploader import next_stored_sequence
 from sop.algorithms import Algorithm, make_algorithm
-from sop.broadcast import Publisher, Subscriber, fetch_policy, prepare_with, published_versions
+from sop.broadcast import Subscriber, fetch_policy, prepare_with, published_versions
 from sop.buffer import (
-    AdaptiveSampler,
-    BatchLoader,
-    EpisodeIndex,
-    IndexSegments,
     Ingest,
-    Payloads,
-    labels_id,
-    open_payloads,
+    IngestedEpisode,
 )
-from sop.buffer.loader import Annotate
-from sop.config import LearnerConfig
+from sop.buffer.library import StoreLibrary
+from sop.config import ExplorationConfig
 from sop.core import layout
 from sop.core.clock import SystemClock
-from sop.core.codec import content_hash, decode
-from sop.core.errors import RunError, StoreUnavailable
-from sop.core.events import TOPIC_LEARNER, LearnerReported, encode_event
+from sop.core.errors import RunError
 from sop.core.experience import Collection
-from sop.learner import Bookkeeping, CheckpointStore, Learner, Optimization
+from sop.learner import Learner
 from sop.learner.learner import LearnerParts
-from sop.learner.optimization import constant_after_warmup
 from sop.learner.pretrain import cosine_after_warmup, pretrain
-from sop.metrics import JsonlSink
+from sop.learner.warmup import warm_up
 from sop.operators import Demonstrator, make_operator
-from sop.policies import TrainablePolicy, compute_normalization, freeze, make_policy, make_spec
-from sop.provenance import code_version
+from sop.policies import TrainablePolicy, compute_normalization, conditioned, make_policy, make_spec
 from sop.robots import DEPLOYMENT, LAB, make_robot
 from sop.runs import Run
-from sop.transport import EventBus
+from sop.wiring import learner_parts
 
 _log = logging.getLogger(__name__)
 
@@ -90,10 +80,16 @@ class ActorOptions:
     """Unique in the run; with the same id and folder an actor goes on where it stopped."""
     demonstrate: bool = False
     """Let the expert drive in the lab instead of the policy; episodes go to the offline buffer."""
+    rollout: bool = False
+    """Act with the base policy alone, whatever else is published; nobody corrects; to the offline buffer."""
     speed: float | None = None
     """Robot seconds per second; None takes the run's."""
     end_sequence: int | None = None
     """Stop before the episode with this number."""
+
+    def __post_init__(self) -> None:
+        if self.rollout != self.actor_id.startswith(layout.BASE_ACTOR):
+            raise ValueError(f"ids that begin with {layout.BASE_ACTOR} are for --rollout alone, got {self.actor_id!r}")
 
 
 def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
@@ -107,9 +103,13 @@ def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
     with ExitStack() as stack:
         robot = stack.enter_context(closing(make_robot(config.robot)))
         bus = stack.enter_context(run.bus())
-        subscriber = None
-        if not demonstrate:
-            prepare = prepare_with(make_policy)
+        subscriber: Subscriber | PinnedPolicy | None = None
+        prepare, operator = prepare_with(make_policy), config.operator
+        explored = ExplorationConfig() if demonstrate else config.exploration
+        if options.rollout:
+            subscriber = PinnedPolicy(run.store, 0, robot.embodiment, prepare=prepare, clock=clock)
+            operator, explored = replace(operator, kind="none"), config.rollout_exploration
+        elif not demonstrate:
             subscriber = stack.enter_context(closing(Subscriber(run.store, bus, robot.embodiment, prepare=prepare)))
         uploader = Uploader(spool, run.store, bus, clock)
         writer = SpoolWriter(spool, lambda _: uploader.wake())
@@ -120,11 +120,12 @@ def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
             _actor_settings(run, options),
             robot,
             robot.embodiment,
-            Demonstrator(robot) if demonstrate else make_operator(config.operator, robot),
+            Demonstrator(robot) if demonstrate else make_operator(operator, robot),
             writer,
             next_sequence=next_sequence,
             clock=clock,
             subscriber=subscriber,
+            exploration=make_exploration(explored, robot.embodiment),
             on_swap=reporter.swapped,
         )
         uploader.start()
@@ -142,8 +143,7 @@ def run_learner(run: Run, stop: Event) -> None:
         learner = Learner(parts, config.learner, target_episodes=target)
         checkpoint = parts.checkpoints.newest()
         if checkpoint is None:
-            parts.books.index(parts.ingest.take(_lab_episodes(run)))
-            algorithm.prepare(decode(run.store.get(key)) for key in _lab_episodes(run))
+            parts.books.index(_prepared(run, parts))
         else:
             learner.restore(checkpoint)
         del checkpoint  # a copy of all weights and of the index
@@ -151,8 +151,42 @@ def run_learner(run: Run, stop: Event) -> None:
         learner.run(stop)
 
 
+def run_warmup(run: Run, stop: Event) -> None:
+    """Get an algorithm ready that needs it, before the fleet starts: prepare it, install its indicator, publish
+    version 1 and leave a checkpoint, from which the fleet's learner goes on (blocking; all processor threads).
+
+    Done once: with a checkpoint in the store only what is missing of the result is published.
+
+    Raises:
+        RunError: it was stopped (nothing is left in the store; start it again), or the algorithm cannot work with
+            the episodes that there are.
+    """
+    config = run.config.learner
+    torch.set_num_threads(os.cpu_count() or 1)
+    policy, algorithm = make_learner_policy(run)
+    with learner_parts(run, policy, algorithm, config) as parts:
+        learner = Learner(parts, config, target_episodes=None)
+        checkpoint = parts.checkpoints.newest()
+        if checkpoint is None:
+            warm_up(learner, parts, _prepared(run, parts), stop, batch_size=config.batch_size)
+        elif not parts.publisher.last_published:  # stopped between the checkpoint and version 1
+            learner.restore(checkpoint)
+            learner.publish()
+
+
+def _prepared(run: Run, parts: LearnerParts) -> list[IngestedEpisode]:
+    """The episodes that were there before the fleet, in the order of their keys, after the algorithm has learned
+    from them what it needs for its first opinion; the learner indexes them next."""
+    episodes = parts.ingest.take(_before_fleet(run))
+    for episode in episodes:
+        parts.payloads.put(str(episode.key), episode.encoded)
+    library = StoreLibrary((str(episode.key) for episode in episodes), parts.payloads)
+    parts.algorithm.prepare(library, parts.policy)
+    return episodes
+
+
 def run_pretraining(run: Run, stop: Event) -> None:
-    """Make the base policy from the demonstrations in the store and publish it as version 0 (blocking).
+    """Make the base policy from the lab's demonstrations and publish it as version 0 (blocking).
 
     Raises:
         RunError: there are no demonstrations, or it was stopped.
@@ -191,7 +225,8 @@ def run_pretraining(run: Run, stop: Event) -> None:
 
 
 def make_learner_policy(run: Run) -> tuple[TrainablePolicy, Algorithm]:
-    """The base policy of a run, ready to be trained, and the run's algorithm.
+    """The base policy of a run with what the run's algorithm needs of it beside, ready to be trained, and the
+    algorithm.
 
     Raises:
         NotFound: no base policy is published yet.
@@ -200,102 +235,13 @@ def make_learner_policy(run: Run) -> tuple[TrainablePolicy, Algorithm]:
     policy = make_policy(manifest.spec, seed=run.config.seed)
     policy.load(weights, 0)
     settings = run.config.algorithm_settings
-    return policy, make_algorithm(run.config.algorithm, settings, run.manifest.embodiment.control_hz)
+    algorithm = make_algorithm(run.config.algorithm, settings, run.manifest.embodiment.control_hz)
+    return conditioned(policy, algorithm.policy_settings, run.config.seed), algorithm
 
 
-@contextmanager
-def learner_parts(
-    run: Run,
-    policy: TrainablePolicy,
-    algorithm: Algorithm,
-    config: LearnerConfig,
-    *,
-    schedule: Callable[[int], float] | None = None,
-    algorithm_name: str | None = None,
-) -> Iterator[LearnerParts]:
-    """Everything that a learner's loop runs on; closed at the end. Ingest is not started.
-
-    Args:
-        run: where episodes come from and policies go.
-        policy: is trained in place.
-        algorithm: the learning rule.
-        config: numbers of the loop.
-        schedule: factor of the learning rate per optimizer step; None is constant after a warm-up.
-        algorithm_name: goes into manifests; None takes the run's.
-    """
-    policy.module.to(choose_device(config.device))
-    freeze(policy.module, config.freeze)
-    index = EpisodeIndex(run.config.robot.all_tasks)
-    sampler = AdaptiveSampler(index, run.config.sampler, seed=run.config.seed)
-    horizon = policy.spec.action_horizon
-    with ExitStack() as stack:
-        bus = stack.enter_context(run.bus(owner=True))
-        metrics = stack.enter_context(closing(JsonlSink(run.folder / "metrics" / "learner.jsonl")))
-        cache = stack.enter_context(closing(_payload_cache(run, config)))
-        ingest = stack.enter_context(closing(Ingest(run.store, bus, run.manifest)))
-        loader = _loader(config, index, sampler, cache, annotate=algorithm.annotate, horizon=horizon)
-        publisher = Publisher(run.store, bus, keep_policies=config.keep_policies, encoding=config.publish_encoding)
-        labels = labels_id(run.config.algorithm, run.config.algorithm_settings, horizon)
-        checkpoints = CheckpointStore(run.store, IndexSegments(run.store, labels))
-        for part in (publisher, checkpoints, loader):
-            stack.enter_context(closing(part))
-        yield LearnerParts(
-            policy=policy,
-            algorithm=algorithm,
-            algorithm_name=algorithm_name or run.config.algorithm,
-            optimization=Optimization(policy.module, config, schedule or constant_after_warmup(config.warmup_steps)),
-            index=index,
-            ingest=ingest,
-            sampler=sampler,
-            loader=loader,
-            books=Bookkeeping(
-                index, cache, algorithm, sampler, horizon=horizon, metrics=metrics, report=_reporter(bus)
-            ),
-            publisher=publisher,
-            checkpoints=checkpoints,
-            generator=torch.Generator().manual_seed(run.config.seed),
-            config_hash=content_hash(msgspec.json.encode(run.manifest.config)),
-            code_version=code_version(),
-        )
-
-
-def _payload_cache(run: Run, config: LearnerConfig) -> Payloads:
-    """Where batches get episodes from: the store itself when it is a directory here, else a cache of this machine."""
-    memory_bytes, disk_bytes = (int(gb * 1e9) for gb in (config.cache_gb, config.disk_cache_gb))
-    return open_payloads(run.store, run.folder / "cache", memory_bytes=memory_bytes, disk_bytes=disk_bytes)
-
-
-def _loader(
-    config: LearnerConfig,
-    index: EpisodeIndex,
-    sampler: AdaptiveSampler,
-    cache: Payloads,
-    *,
-    annotate: Annotate,
-    horizon: int,
-) -> BatchLoader:
-    size, depth, workers = config.batch_size, config.prefetch, config.decode_workers
-    draw = partial(sampler.draw, size)
-    return BatchLoader(index, cache, annotate, draw, horizon=horizon, depth=depth, decode_workers=workers)
-
-
-def _reporter(bus: EventBus) -> Callable[[LearnerReported], None]:
-    """Publishes the learner's signs of life; one that cannot be published is dropped."""
-
-    def report(event: LearnerReported) -> None:
-        try:
-            bus.publish(TOPIC_LEARNER, encode_event(event), event_id=f"{os.getpid()}/{event.utc_ns}")
-        except StoreUnavailable as error:
-            _log.warning("a report was dropped: %s", error)
-
-    return report
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `learner.device` names."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+def _before_fleet(run: Run) -> list[str]:
+    """Keys of demonstrations and base rollouts, sorted."""
+    return sorted(key for key in run.store.keys(f"{layout.DEMONSTRATIONS}/") if layout.from_lab(key))
 
 
 def _lab_episodes(run: Run) -> list[str]:
@@ -304,7 +250,7 @@ def _lab_episodes(run: Run) -> list[str]:
 
 def _open_spool(run: Run, options: ActorOptions) -> tuple[EpisodeSpool, int]:
     """The actor's spool and its next sequence number; the store knows it too, should the disk be new."""
-    folder = layout.DEMONSTRATIONS if options.demonstrate else layout.EPISODES
+    folder = layout.DEMONSTRATIONS if options.demonstrate or options.rollout else layout.EPISODES
     spool = EpisodeSpool(run.folder / "actors" / options.actor_id / "spool", folder, options.actor_id)
     return spool, max(spool.next_sequence(), next_stored_sequence(run.store, folder, options.actor_id))
 

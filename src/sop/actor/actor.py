@@ -8,13 +8,15 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 
 from sop.actor.chunk import ChunkPlayback
+from sop.actor.exploration import Exploration
 from sop.actor.lifecycle import ActorState, move
 from sop.actor.recorder import EpisodeRecorder
 from sop.actor.safety import SafetyGate
+from sop.actor.source import PolicySource
 from sop.actor.spool import SpoolWriter
-from sop.broadcast import Subscriber
 from sop.core.clock import Clock
 from sop.core.embodiment import Embodiment, Observation
 from sop.core.episode import Outcome, PolicyTimes
@@ -81,6 +83,7 @@ class Actor:
         next_sequence: number of the first episode.
         clock: paces the control loop and stamps steps.
         subscriber: stages policies ready to act (it has `prepare`); None when no policy is used (demonstrations).
+        exploration: changes what the policy proposes; None executes the proposals as they are.
         on_swap: told of every swap; must not block.
     """
 
@@ -94,7 +97,8 @@ class Actor:
         *,
         next_sequence: int,
         clock: Clock,
-        subscriber: Subscriber | None,
+        subscriber: PolicySource | None,
+        exploration: Exploration | None = None,
         on_swap: Callable[[PolicySwapped], None] = lambda _: None,
     ) -> None:
         self.settings = settings
@@ -105,6 +109,7 @@ class Actor:
         self._sequence = next_sequence
         self._clock = clock
         self._subscriber = subscriber
+        self._exploration = exploration
         self._on_swap = on_swap
         self._gate = SafetyGate(embodiment)
         self._recorder = EpisodeRecorder(settings.actor_id, embodiment, clock)
@@ -222,24 +227,25 @@ class Actor:
                 self._read.add(instruction)
             self._policy.reset(seed)
             self._playback.drop()
+        if self._exploration is not None:
+            self._exploration.reset(seed, number)
         self._recorder.begin(self.task, instruction, self.policy_version, self._policy_times)
         self._instruction = instruction
         self._deadline_ns = self._clock.monotonic_ns()
         return observation
 
     def _act(self, observation: Observation, stop: threading.Event) -> tuple[Outcome, bool]:
-        """The control loop of one episode: observe, propose, correct, gate, record, step, keep time."""
-        human_before = False
+        """The control loop of one episode: observe, propose, explore, correct, gate, record, step, keep time."""
+        human = False
         while not stop.is_set():
-            proposal = None if self._playback is None else self._playback.next(observation, self._instruction)
-            correction = self._operator.correct(observation, proposal)
-            human = correction is not None
-            if human != human_before and self._playback is not None:
-                human_before = human
-                self._playback.drop()
+            proposal, command = self._propose(observation, explore=not human)
+            correction = self._operator.correct(observation, command)
+            if human != (correction is not None):
+                human = not human
+                self._drop_plan()
                 if not human:  # handed back: act on a plan from what is seen now, not from during the correction
-                    proposal = self._playback.next(observation, self._instruction)
-            command = correction if correction is not None else proposal
+                    proposal, command = self._propose(observation, explore=True)
+            command = command if correction is None else correction
             gated = self._gate.check(command if command is not None else self._gate.hold())
             self.counts.gated += bool(gated.reason)
             who = (self._operator.name, self._operator.reason) if human else None
@@ -252,6 +258,25 @@ class Actor:
             if terminated or truncated:
                 return Outcome.FAILURE, bool(truncated)
         return Outcome.ABORTED, False
+
+    def _propose(
+        self, observation: Observation, *, explore: bool
+    ) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float32] | None]:
+        """What the policy proposes [A], and what would be executed [A] if nobody corrects it; None without a policy."""
+        if self._playback is None:
+            return None, None
+        new_chunk = self._playback.plans_next
+        proposal = self._playback.next(observation, self._instruction)
+        if self._exploration is None or not explore:
+            return proposal, proposal
+        return proposal, self._exploration.explore(proposal, new_chunk=new_chunk)
+
+    def _drop_plan(self) -> None:
+        """Control changes hands: neither the rest of the chunk nor its offset is meant for what comes now."""
+        if self._playback is not None:
+            self._playback.drop()
+        if self._exploration is not None:
+            self._exploration.drop()
 
     def _keep_time(self) -> None:
         """Sleep until the next control step is due; a late step is counted and the beat starts anew."""

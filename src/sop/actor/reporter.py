@@ -13,9 +13,9 @@ from sop.transport import EventBus
 if TYPE_CHECKING:
     from sop.actor.actor import ActorCounts, ActorSettings
     from sop.actor.lifecycle import ActorState
+    from sop.actor.source import PolicySource
     from sop.actor.spool import EpisodeSpool
     from sop.actor.uploader import Uploader
-    from sop.broadcast import Subscriber
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class ActorReporter:
         self._swaps.put(event)
 
     def start(
-        self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
+        self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "PolicySource | None"
     ) -> None:
         """Begin to report on this actor."""
         arguments = (actor, spool, uploader, subscriber)
@@ -96,7 +96,7 @@ class ActorReporter:
             self._thread.join()
 
     def _loop(
-        self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
+        self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "PolicySource | None"
     ) -> None:
         sent = 0
         going_on = True
@@ -118,7 +118,7 @@ class ActorReporter:
                 _log.warning("a report was dropped: %s", error)
 
     def _report(
-        self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "Subscriber | None"
+        self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "PolicySource | None"
     ) -> ActorReported:
         counts = actor.counts
         refusals = {} if subscriber is None else subscriber.refusals

@@ -4,6 +4,7 @@ Shapes: T steps, B windows, S state elements, A action elements.
 """
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sop.core.episode import Outcome
 from sop.core.experience import Batch, Collection, Library, Sidecar, Source, StepLabels, StoredEpisode
+from sop.core.layout import before_fleet
 from sop.core.policy import Conditioning, PolicySpec
 
 
@@ -34,6 +36,33 @@ class TrainedPolicy(Protocol):
     @property
     def module(self) -> nn.Module:
         """All weights; read only."""
+        ...
+
+
+class WarmUpSettings(Protocol):
+    """How long the learner trains on the offline buffer before the fleet starts, to install an indicator.
+
+    It ends when the branches are separate and the null branch is sound, or after `warmup_max_steps`.
+    """
+
+    @property
+    def install(self) -> str:
+        """`warmup`, or `cold`: no such steps, the indicator is learned while the fleet runs."""
+        ...
+
+    @property
+    def warmup_max_steps(self) -> int:
+        """Learner steps."""
+        ...
+
+    @property
+    def warmup_separation(self) -> float:
+        """E||v(+) - v(null)||^2 / E||v(null)||^2 that is to be reached, v being the policy's velocity."""
+        ...
+
+    @property
+    def warmup_null_tolerance(self) -> float:
+        """The null branch's loss on held-out windows may exceed the base policy's by this part of it."""
         ...
 
 
@@ -61,6 +90,11 @@ class Algorithm(Protocol):
     @property
     def needs_rollouts(self) -> bool:
         """Whether rollouts of the base policy and a warm-up of the learner come before the fleet."""
+        ...
+
+    @property
+    def warm_up(self) -> WarmUpSettings | None:
+        """Offline steps that install what the base policy lacks; None when there is nothing to install."""
         ...
 
     @property
@@ -127,6 +161,11 @@ class Imitation:
     needs_rollouts = False
 
     @property
+    def warm_up(self) -> WarmUpSettings | None:
+        """None: there is nothing to install."""
+        return None
+
+    @property
     def policy_settings(self) -> Mapping[str, Any]:
         """None: any policy will do."""
         return {}
@@ -169,6 +208,22 @@ class Imitation:
         """
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, the checkpoint holds {sorted(state)}")
+
+
+class Origin(Enum):
+    """Where an episode comes from."""
+
+    DEMONSTRATION = "demonstration"
+    ROLLOUT = "rollout"
+    """Of the base policy, before the fleet started."""
+    FLEET = "fleet"
+
+
+def origin_of(episode: StoredEpisode) -> Origin:
+    """Told by who acted; a fleet that acts with version 0 is still a fleet."""
+    if episode.policy_version is None:
+        return Origin.DEMONSTRATION
+    return Origin.ROLLOUT if before_fleet(episode.actor_id) else Origin.FLEET
 
 
 def demonstration_labels(num_steps: int) -> StepLabels:

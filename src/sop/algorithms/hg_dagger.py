@@ -19,15 +19,14 @@ padding. How many steps a window needs is the buffer's rule. Failed episodes kee
 ones teach nothing.
 """
 
-import math
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sop.algorithms.base import Imitation, demonstration_labels, ignored_labels
+from sop.algorithms.segmentation import StepKind, segments, spread, step_kinds, steps_in
 from sop.core.episode import Controller, Outcome, human_runs
 from sop.core.experience import Collection, StepLabels, StoredEpisode
 
@@ -72,16 +71,6 @@ class HgDaggerSettings:
             raise ValueError(f"w_auto is {self.w_auto} and mode human_only ignores it; set mode to 'iwr'")
 
 
-class _Kind(IntEnum):
-    """What a step is, see the table at the top."""
-
-    POLICY = 0
-    PRE_INTERVENTION = 1
-    HANDOVER = 2
-    HUMAN = 3
-    IDLE = 4
-
-
 class HgDagger(Imitation):
     """Learns from demonstrations and from the human steps of robots' episodes.
 
@@ -109,31 +98,22 @@ class HgDagger(Imitation):
         if episode.policy_version is None:
             return demonstration_labels(episode.num_steps)
         runs = human_runs(episode.controller)
-        kind = self._kinds(episode, runs)
-        weights = np.zeros(len(_Kind), np.float32)
-        weights[_Kind.HUMAN] = 1
+        kind = self._kinds(episode)
+        weights = np.zeros(len(StepKind), np.float32)
+        weights[StepKind.HUMAN] = 1
         if settings.mode == "iwr" and not runs and episode.outcome is Outcome.SUCCESS:
-            weights[_Kind.POLICY] = settings.w_auto
+            weights[StepKind.POLICY] = settings.w_auto
         loss_weight = weights[kind]
-        # Two human runs are never neighbours, so a change of kind is the only border between segments.
-        segment = np.cumsum(np.diff(kind, prepend=kind[0]) != 0, dtype=np.int32)
         can_start = loss_weight > 0
         for start, stop in runs:
-            _spread(can_start[start:stop], self._steps(settings.max_segment_s))
-        return StepLabels(loss_weight=loss_weight, segment=segment, can_start=can_start)
+            spread(can_start[start:stop], self._steps(settings.max_segment_s))
+        return StepLabels(loss_weight=loss_weight, segment=segments(kind), can_start=can_start)
 
-    def _kinds(self, episode: StoredEpisode, runs: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    def _kinds(self, episode: StoredEpisode) -> npt.NDArray[np.int64]:
         handover, before = self._steps(self._settings.handover_s), self._steps(self._settings.pre_intervention_s)
-        kind = np.full(episode.num_steps, _Kind.POLICY, np.int64)
-        for start, stop in runs:
-            takeover = slice(max(0, start - before), start)
-            kind[takeover] = np.where(
-                episode.controller[takeover] == Controller.POLICY, _Kind.PRE_INTERVENTION, kind[takeover]
-            )
-            kind[start:stop] = _Kind.HUMAN
-            kind[start : min(start + handover, stop)] = _Kind.HANDOVER
+        kind = step_kinds(episode.controller, handover=handover, before=before)
         if self._settings.drop_idle:
-            kind[(kind == _Kind.HUMAN) & self._idle(episode.state)] = _Kind.IDLE
+            kind[(kind == StepKind.HUMAN) & self._idle(episode.state)] = StepKind.IDLE
         return kind
 
     def _idle(self, state: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -148,12 +128,4 @@ class HgDagger(Imitation):
         return np.asarray(still)
 
     def _steps(self, seconds: float) -> int:
-        return math.ceil(seconds * self._control_hz - 1e-6)
-
-
-def _spread(can_start: npt.NDArray[np.bool_], most: int) -> None:
-    """Keep `most` of the starts in place, evenly spread, when there are more."""
-    starts = np.flatnonzero(can_start)
-    if len(starts) > most:
-        can_start[:] = False
-        can_start[starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]] = True
+        return steps_in(seconds, self._control_hz)

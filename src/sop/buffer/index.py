@@ -81,6 +81,10 @@ class EpisodeIndex:
         """
         return column_keys(self._rows, self._actors, rows)
 
+    def keys_in(self, source: Source) -> list[str]:
+        """Keys of the episodes in a buffer, in the order of the rows; about a microsecond each."""
+        return self.keys(np.flatnonzero(self._rows["source"] == source))
+
     def row(self, number: int) -> EpisodeRow:
         """A row, made from the columns.
 
@@ -166,7 +170,7 @@ class EpisodeIndex:
         )
 
     def from_fleet(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Whether the fleet recorded the episodes in these rows, not the lab before it started."""
+        """Whether the fleet recorded the episodes in these rows: neither demonstrations nor base rollouts."""
         return np.asarray(self._fleet["fleet"][self._rows["actor"][rows]])
 
     def num_episodes(self, source: Source, task: str | None = None) -> int:
@@ -218,7 +222,7 @@ class EpisodeIndex:
         number = self._actor_number.setdefault(actor_id, len(self._actors))
         if number == len(self._actors):
             self._actors.append(actor_id)
-            self._fleet.append({"fleet": not actor_id.startswith(layout.LAB_ACTOR)})
+            self._fleet.append({"fleet": not layout.before_fleet(actor_id)})
         return number
 
 

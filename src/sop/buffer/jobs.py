@@ -50,6 +50,8 @@ class BatchPlan:
     """[B, H]"""
     advantage_indicator: npt.NDArray[np.int8] | None
     """[B] or None."""
+    label_version: int = 0
+    """As in `Batch`; stays in the learner's process."""
 
     def names(self) -> str:
         """The windows as `key@start, ...`, for messages."""
@@ -93,6 +95,7 @@ def assemble(plan: BatchPlan, episodes: Sequence[EncodedEpisode], allocate: Allo
         instruction=tuple(episodes[row].header.instruction for row in rows),
         policy_version=np.asarray([-1 if versions[row] is None else versions[row] for row in rows], np.int64),
         advantage_indicator=plan.advantage_indicator,
+        label_version=plan.label_version,
     )
     return replace(batch, content_hash=batch_hash(batch))
 

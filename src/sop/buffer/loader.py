@@ -1,16 +1,23 @@
 """From windows to batches: payloads are fetched when needed, kept within a bound, and prepared ahead.
 
-    learner's thread   draw -> windows -> keys of their episodes
-    loader's thread    labels of the episodes (kept) -> BatchPlan -> decode here, or in a worker process -> Batch
+    learner's thread   draw -> windows -> labels of their episodes (kept) -> BatchPlan
+    loader's thread    fetch -> decode here, or in a worker process -> Batch
 
-The order of draws does not depend on threads or processes: the learner draws, the loader only fetches. Batch j is
-drawn `depth` steps before it is used, always after the same losses, so a run can be repeated and resumed exactly.
+Neither draws nor labels depend on threads or processes: the learner draws and asks for labels, the loader only
+fetches. Batch j is drawn `depth` steps before it is used, always after the same losses. When the algorithm changes
+its mind, what is on its way is labelled again, so its labels are always those of the algorithm as it is now, and a
+learner that takes up the draws of a checkpoint gives them the labels that they had. A run can be repeated and
+resumed exactly.
+
+An episode that is drawn for the first time (since the labels changed) is read in the learner's thread: its columns,
+and whatever the algorithm looks at. Where episodes are files of this machine that is a fraction of a millisecond;
+where they are not, it is a fetch, unless the episode has just been recorded or was fetched before.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
@@ -22,13 +29,24 @@ from sop.buffer.jobs import BatchPlan, allocate_fresh, assemble
 from sop.buffer.windows import valid_lengths
 from sop.buffer.workers import DecodePool
 from sop.core.codec import EncodedEpisode
-from sop.core.experience import Batch, StepLabels, Windows
+from sop.core.errors import SopError
+from sop.core.experience import Batch, StepLabels, Windows, batch_hash
 
 Annotate = Callable[[EncodedEpisode], StepLabels]
 LABEL_BYTES = 256 << 20
 """Labels that are kept: 7 bytes per step, so those of about 120,000 episodes of 300 steps."""
 _ENTRY_BYTES = 600
 """What a kept entry costs beside its arrays' content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLabels:
+    """The labels that the windows of a batch had when it was learned from: all that a batch keeps of an opinion."""
+
+    loss_weight: npt.NDArray[np.float32]
+    """[B, H], 0 beyond the steps that count."""
+    advantage_indicator: npt.NDArray[np.int8] | None
+    """[B] or None."""
 
 
 class BatchLoader:
@@ -39,7 +57,8 @@ class BatchLoader:
     Args:
         index: names the episodes that windows refer to; read in the thread that calls `next` or `load`.
         cache: their payloads.
-        annotate: the algorithm's opinion on an episode (loss weights, segments); asked once per episode.
+        annotate: the algorithm's opinion on an episode (loss weights, segments); asked once per episode, in the
+            thread that calls `next`, `load`, `restore` or `relabel`, in the order of the draws.
         draw: makes the next draw; called by `next` in the learner's thread.
         horizon: H, steps per window.
         depth: batches drawn ahead.
@@ -69,7 +88,7 @@ class BatchLoader:
         self._depth = depth
         self._pool = DecodePool(decode_workers) if decode_workers else None
         self._executor = ThreadPoolExecutor(max(1, decode_workers), thread_name_prefix="batch-loader")
-        self._pending: deque[tuple[Windows, Future[Batch]]] = deque()
+        self._pending: deque[_Pending] = deque()
 
     def next(self) -> Batch:
         """The batch drawn `depth` calls ago; draws another one. Blocks until its payloads are there.
@@ -80,26 +99,40 @@ class BatchLoader:
         """
         while len(self._pending) <= self._depth:
             self._submit(self._draw())
-        _, future = self._pending.popleft()
-        return future.result()
+        due = self._pending.popleft()
+        return due.relabelled(due.future.result())
 
-    def load(self, windows: Windows) -> Batch:
-        """Fetch the payload of given windows now (blocking); raises like `next`."""
-        return self._load(windows, *self._episodes(windows))
+    def load(self, windows: Windows, labels: BatchLabels | None = None) -> Batch:
+        """Fetch the payload of given windows now (blocking); raises like `next`.
+
+        Args:
+            windows: what to load.
+            labels: of these windows; None asks the algorithm.
+        """
+        return self._load(self._plan(windows, labels))
 
     def pending(self) -> list[Windows]:
         """Draws that are on their way, oldest first; part of a checkpoint."""
-        return [windows for windows, _ in self._pending]
+        return [one.windows for one in self._pending]
 
     def restore(self, pending: Sequence[Windows]) -> None:
-        """Take up the draws of a checkpoint; the index has to hold their episodes."""
+        """Take up the draws of a checkpoint, with the labels that the algorithm gives them now; the index has to
+        hold their episodes."""
+        for dropped in self._pending:
+            dropped.future.cancel()  # one that is being prepared is finished and forgotten
         self._pending.clear()
         for windows in pending:
             self._submit(windows)
 
     def relabel(self) -> None:
-        """Ask the algorithm again about every episode, because its opinion has changed. What is on its way stays."""
+        """Ask the algorithm again about every episode, because its opinion has changed. What is on its way stays, in
+        its order, and gets the new labels; frames are not decoded again for it. Blocks as long as the algorithm takes
+        for these."""
         self._labels.clear()
+        before = list(self._pending)
+        self._pending.clear()
+        for one in before:
+            self._submit(one.windows, prepared=one)
 
     def close(self) -> None:
         """Stop threads and processes; what is on its way is dropped. Batches stay valid. Idempotent."""
@@ -107,22 +140,46 @@ class BatchLoader:
         if self._pool is not None:
             self._pool.close()
 
-    def _submit(self, windows: Windows) -> None:
-        self._pending.append((windows, self._executor.submit(self._load, windows, *self._episodes(windows))))
+    def _submit(self, windows: Windows, prepared: "_Pending | None" = None) -> None:
+        """Label a draw here and now, prepare it in the background. What goes wrong is told when the batch is due.
+
+        Args:
+            windows: the draw.
+            prepared: the same draw with older labels: what it decodes is used when the same steps count.
+        """
+        try:
+            plan = self._plan(windows)
+        except SopError as error:
+            failed: Future[Batch] = Future()
+            failed.set_exception(error)
+            self._pending.append(_Pending(windows, None, failed))
+            return
+        if prepared is None or not prepared.decodes(plan):
+            prepared = _Pending(windows, plan, self._executor.submit(self._load, plan))
+        self._pending.append(_Pending(windows, plan, prepared.future))
 
     def _episodes(self, windows: Windows) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
         """Keys of the distinct episodes, and which of them each window is cut from."""
         rows, inverse = np.unique(windows.episode, return_inverse=True)
         return tuple(self._index.key(int(row)) for row in rows), inverse.astype(np.int32)
 
-    def _load(self, windows: Windows, keys: tuple[str, ...], row: npt.NDArray[np.int32]) -> Batch:
-        plan = self._plan(windows, keys, row)
+    def _load(self, plan: BatchPlan) -> Batch:
         if self._pool is None:
-            return assemble(plan, [self._cache.get(key) for key in keys], allocate_fresh)
-        with self._cache.holding(keys) as paths:
+            return assemble(plan, [self._cache.get(key) for key in plan.keys], allocate_fresh)
+        with self._cache.holding(plan.keys) as paths:
             return self._pool.load(plan, paths)
 
-    def _plan(self, windows: Windows, keys: tuple[str, ...], row: npt.NDArray[np.int32]) -> BatchPlan:
+    def _plan(self, windows: Windows, given: BatchLabels | None = None) -> BatchPlan:
+        keys, row = self._episodes(windows)
+        if given is not None:
+            return BatchPlan(
+                windows=windows,
+                keys=keys,
+                row=row,
+                length=(given.loss_weight > 0).sum(axis=1).astype(np.int16),
+                loss_weight=given.loss_weight,
+                advantage_indicator=given.advantage_indicator,
+            )
         labels = [self._labels.get(key) for key in keys]
         count = len(windows)
         length = np.zeros(count, np.int16)
@@ -142,7 +199,42 @@ class BatchLoader:
             length=length,
             loss_weight=weight,
             advantage_indicator=indicator if complete else None,
+            label_version=max((its.version for its in labels), default=0),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A draw that is on its way."""
+
+    windows: Windows
+    plan: BatchPlan | None
+    """With its present labels; None when these could not be had, which the future tells."""
+    future: "Future[Batch]"
+    """The batch, with these labels or older ones."""
+
+    def decodes(self, plan: BatchPlan) -> bool:
+        """Whether images, states and actions are those that a plan for the same windows asks for."""
+        return self.plan is not None and np.array_equal(self.plan.length, plan.length)
+
+    def relabelled(self, batch: Batch) -> Batch:
+        """A batch that the future gave, with the present labels."""
+        plan = self.plan
+        if plan is None or _same_labels(batch, plan):
+            return batch
+        labelled = replace(
+            batch,
+            loss_weight=plan.loss_weight,
+            advantage_indicator=plan.advantage_indicator,
+            label_version=plan.label_version,
+        )
+        return replace(labelled, content_hash=batch_hash(labelled))
+
+
+def _same_labels(batch: Batch, plan: BatchPlan) -> bool:
+    one, other = batch.advantage_indicator, plan.advantage_indicator
+    same = one is other if one is None or other is None else np.array_equal(one, other)
+    return same and batch.label_version == plan.label_version and np.array_equal(batch.loss_weight, plan.loss_weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +247,8 @@ class WindowLabels:
     """[T]"""
     indicator: npt.NDArray[np.int8] | None
     """[T] or None."""
+    version: int = 0
+    """`StepLabels.label_version`."""
 
     @property
     def num_bytes(self) -> int:
@@ -198,6 +292,7 @@ class LabelCache:
             valid_lengths(labels, self.horizon).astype(np.int16),
             np.asarray(labels.loss_weight, np.float32),
             None if labels.advantage_indicator is None else np.asarray(labels.advantage_indicator, np.int8),
+            labels.label_version,
         )
         with self._lock:
             if generation == self._generation and key not in self._entries:

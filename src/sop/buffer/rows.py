@@ -122,8 +122,8 @@ class RowBlock:
         return column_key(self.columns, self.actors, place)
 
     def from_fleet(self) -> npt.NDArray[np.bool_]:
-        """[n] whether the fleet recorded the episode, not the lab before it started."""
-        fleet = [not actor_id.startswith(layout.LAB_ACTOR) for actor_id in self.actors]
+        """[n] whether the fleet recorded the episode: it is neither a lab's demonstration nor a base rollout."""
+        fleet = [not layout.before_fleet(actor_id) for actor_id in self.actors]
         return np.asarray(np.asarray(fleet, np.bool_)[self.columns["actor"]])
 
     def num_starts(self) -> npt.NDArray[np.int64]:

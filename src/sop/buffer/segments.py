@@ -4,7 +4,8 @@
     index/<labels id>/0000004096-04096-<hash>.arrow
     index/<labels id>/0000008192-00713-<hash>.arrow     the tail: every checkpoint has its own
 
-A checkpoint names its segments in order. They are a cache: window starts are an algorithm's opinion, so the
+A checkpoint names its segments in order. Of an algorithm's opinion they hold window starts alone, which it gives once
+and never changes (weights and indicators it may), so they stay right when it changes its mind. They are a cache: the
 folder is named by what the opinion depends on (`labels_id`), and a learner that finds none, others, or damaged
 ones rebuilds the index from the episodes themselves.
 """

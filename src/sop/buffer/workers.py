@@ -232,6 +232,7 @@ def _batch(plan: BatchPlan, reply: Loaded, room: npt.NDArray[np.uint8]) -> Batch
         instruction=reply.instruction,
         policy_version=np.asarray(reply.policy_version, np.int64),
         advantage_indicator=plan.advantage_indicator,
+        label_version=plan.label_version,
         content_hash=reply.content_hash,
     )
 

@@ -196,8 +196,10 @@ class Batch:
     """[B] version that acted, -1 for demonstrations."""
     advantage_indicator: npt.NDArray[np.int8] | None = None
     """[B] indicator at each window's first step, None when the algorithm gives none."""
+    label_version: int = 0
+    """Largest `StepLabels.label_version` among the windows; 0 when the labels are facts. Not covered by the hash."""
     content_hash: str = ""
-    """`batch_hash` of all other fields, set by the batch loader; empty for a batch that was made by hand."""
+    """`batch_hash` of the fields above, set by the batch loader; empty for a batch that was made by hand."""
 
     def __len__(self) -> int:
         return len(self.windows)

@@ -11,6 +11,7 @@
     evaluations/<version>/<name>.json
     index/<labels id>/<first row>-<rows>-<hash>.arrow           rows of the learner's index; checkpoints name them
     quarantine/<key of the bad episode>.json         why it was refused
+    labels/<algorithm>/<version>/<episode hash>.arrow    sidecars: numbers per step that a learning rule computed
 
 Numbers are zero-padded so that the order of keys is the order of numbers. The key of an episode carries
 what recovery needs (actor, sequence, steps, content hash): a listing alone rebuilds the index.
@@ -30,6 +31,7 @@ CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
 INDEX = "index"
 QUARANTINE = "quarantine"
+LABELS = "labels"
 LAB_ACTOR = "lab-"
 """Actor ids with this prefix recorded the demonstrations that were there before the fleet started."""
 BASE_ACTOR = "base-"
@@ -144,6 +146,11 @@ def evaluation(version: int, name: str) -> str:
 def quarantine(key: str) -> str:
     """Key of the note that says why the object under `key` was refused."""
     return f"{QUARANTINE}/{key}.json"
+
+
+def sidecar(algorithm: str, version: int, episode_id: str) -> str:
+    """Key of the numbers that a version of an algorithm's model gave to the steps of an episode."""
+    return f"{LABELS}/{algorithm}/{version:04d}/{episode_id}.arrow"
 
 
 def version_of(key: str) -> int:

@@ -14,9 +14,10 @@ from sop.core.episode import Outcome
 from sop.core.events import LearnerReported
 from sop.core.experience import Batch, Source
 from sop.core.freshness import HOPS, HopSample, arrival_hops, summary
-from sop.core.layout import LAB_ACTOR, from_lab
+from sop.core.layout import before_fleet, from_lab
 from sop.learner.ages import PolicyAges
 from sop.learner.draws import DrawLog
+from sop.learner.sidecars import SidecarWriter
 from sop.learner.stopwatch import Stopwatch
 from sop.metrics import MetricSink, percentile
 
@@ -36,18 +37,19 @@ class TaskCounts:
 class Bookkeeping:
     """Indexes episodes in the learner's thread and counts what becomes of them.
 
-    An episode is *fresh* when the fleet recorded it in this run, into whichever buffer; the demonstrations
-    that were there before (actors `lab-...`) are not.
+    An episode is *fresh* when the fleet recorded it in this run, into whichever buffer; what was there before is
+    not: demonstrations (actors `lab-...`) and rollouts of the base policy (`base-...`).
 
     Args:
         index: gets the rows.
         cache: gets the payloads that ingest has in hand anyway.
-        algorithm: annotates each episode once, to know where windows may start.
+        algorithm: annotates each episode once, to know where windows may start; then takes note of it.
         sampler: its metrics are reported.
         horizon: H, steps per window.
         metrics: gets `episode/...` and `freshness/...` once per episode, and `learner/...`, `sampler/...`, `batch/...`
             and the percentiles of `freshness/...` once a second.
         report: tells whoever watches.
+        sidecars: stores what the algorithm computed about each episode.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Bookkeeping:
         horizon: int,
         metrics: MetricSink,
         report: Callable[[LearnerReported], None],
+        sidecars: SidecarWriter,
     ) -> None:
         self._index = index
         self._cache = cache
@@ -68,6 +71,7 @@ class Bookkeeping:
         self._horizon = horizon
         self._metrics = metrics
         self._report = report
+        self._sidecars = sidecars
         self._sampleable_s: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._hops: deque[HopSample] = deque(maxlen=RECENT_EPISODES * len(HOPS))
         self._ages = PolicyAges()
@@ -90,12 +94,13 @@ class Bookkeeping:
         """Index episodes in the given order; returns the new rows that the fleet recorded."""
         from_fleet = []
         for episode in episodes:
-            row = self._row(episode)
+            row = self.row(episode)
             if not self._index.add(row):
                 continue
             self._cache.put(row.key, episode.encoded)
             self.draws.arrived(len(self._index) - 1, episode)
-            if not row.actor_id.startswith(LAB_ACTOR):
+            self._note(episode)
+            if not before_fleet(row.actor_id):
                 self.fresh_starts += row.num_starts
                 self._tasks[row.task].episodes += row.outcome is not Outcome.ABORTED
                 self._tasks[row.task].interventions += row.num_interventions
@@ -120,8 +125,9 @@ class Bookkeeping:
 
     def learned(self, learner_step: int, batch: Batch, newest_version: int | None) -> None:
         """A step learned from a batch. One metrics line per episode that was new to it, with its hops."""
-        self.fresh_draws += int(self._index.from_fleet(batch.windows.episode).sum())
-        self._ages.add(batch.policy_version, newest_version)
+        fresh = self._index.from_fleet(batch.windows.episode)
+        self.fresh_draws += int(fresh.sum())
+        self._ages.add(batch.policy_version[fresh], newest_version)
         for episode in self.draws.drawn(learner_step, batch):
             if episode.recorded_utc_ns < self._started_utc_ns or from_lab(episode.key):
                 continue
@@ -157,10 +163,10 @@ class Bookkeeping:
         grad_norm: float,
         newest_version: int | None,
         quarantined: int,
-        extra: Mapping[str, float],
+        extra: Callable[[], Mapping[str, float]],
         force: bool = False,
     ) -> None:
-        """Once a second (or now): the state of the loop, to the metrics (`extra` too) and to whoever watches."""
+        """Once a second (or now): the state of the loop, to the metrics (`extra()` too) and to whoever watches."""
         lap = self.time.lap(learner_step, REPORT_EVERY_S, force=force)
         if lap is None:
             return
@@ -174,10 +180,11 @@ class Bookkeeping:
             "learner/worked_s": lap.worked_s,
             "learner/version": float(version),
             "learner/fresh_draws_per_start": self.fresh_draws / max(1, self.fresh_starts),
+            "learner/sidecars_lost": float(self._sidecars.lost),
         }
         for hop, found in summary(self._hops).items():
             values |= {f"freshness/{hop}_p50_s": found.p50, f"freshness/{hop}_p99_s": found.p99}
-        self._metrics.log({**values, **self._ages.take(), **sampler, **extra}, learner_step)
+        self._metrics.log({**values, **self._ages.take(), **sampler, **extra()}, learner_step)
         self._report(
             LearnerReported(
                 state=state,
@@ -197,7 +204,12 @@ class Bookkeeping:
             )
         )
 
-    def _row(self, episode: IngestedEpisode) -> EpisodeRow:
+    def log(self, values: Mapping[str, float], learner_step: int) -> None:
+        """One line of metrics."""
+        self._metrics.log(values, learner_step)
+
+    def row(self, episode: IngestedEpisode) -> EpisodeRow:
+        """What the index is to know of an episode; window starts are the algorithm's opinion, which never changes."""
         encoded, key = episode.encoded, episode.key
         labels = self._algorithm.annotate(encoded)
         return EpisodeRow(
@@ -215,3 +227,12 @@ class Bookkeeping:
             end_utc_ns=encoded.header.end_utc_ns,
             indexed_utc_ns=time.time_ns(),
         )
+
+    def _note(self, episode: IngestedEpisode) -> None:
+        """The algorithm takes note of an episode that has a row; what it computed goes to the store."""
+        self._algorithm.indexed(episode.encoded, episode.source)
+        if from_lab(str(episode.key)) and episode.encoded.policy_version is None:
+            return
+        sidecar = self._algorithm.sidecar(episode.encoded)
+        if sidecar is not None:
+            self._sidecars.write(episode.key, sidecar)

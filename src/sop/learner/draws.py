@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,18 @@ class _Arrival(NamedTuple):
     spooled_utc_ns: int | None
     uploaded_utc_ns: int | None
     operators: tuple[str, ...]
+
+
+def _opinions(batch: Batch) -> dict[str, Any]:
+    """The labels of a batch as fields of `StepDraw`, when they cannot be computed again."""
+    if not batch.label_version:
+        return {}
+    indicator = batch.advantage_indicator
+    return {
+        "label_version": batch.label_version,
+        "loss_weight": batch.loss_weight.copy(),
+        "advantage_indicator": None if indicator is None else indicator.copy(),
+    }
 
 
 class DrawLog:
@@ -61,7 +73,11 @@ class DrawLog:
         keys = tuple(self._index.keys(rows))
         self._draws.append(
             StepDraw(
-                learner_step=learner_step, keys=keys, starts=batch.windows.start.copy(), batch_hash=batch.content_hash
+                learner_step=learner_step,
+                keys=keys,
+                starts=batch.windows.start.copy(),
+                batch_hash=batch.content_hash,
+                **_opinions(batch),
             )
         )
         self._grow(int(rows.max()) + 1)

@@ -1,6 +1,7 @@
 """The learner: Algorithm 1 of SOP, blind to the robot, the policy's architecture and the learning rule.
 
-on event: index the episode              B_on, B_off grow
+on event: index the episode              B_on, B_off grow; the algorithm takes note
+labels changed? label again              the algorithm's opinion on what is stored
 xi_j  <- S_j(B_on u B_off)               adaptive sampler
 theta <- G(theta, xi_j)                  the algorithm's loss, one optimizer step
 every 25 steps: publish theta            beside the training
@@ -18,9 +19,9 @@ import torch
 
 from sop.algorithms import Algorithm
 from sop.broadcast import PolicyFacts, Publisher
-from sop.buffer import AdaptiveSampler, BatchLoader, EpisodeIndex, Ingest, IngestedEpisode
+from sop.buffer import AdaptiveSampler, BatchLoader, EpisodeIndex, Ingest, IngestedEpisode, Payloads
 from sop.config import LearnerConfig
-from sop.core.experience import Collection, Source, Windows
+from sop.core.experience import Collection, Library, Source, Windows
 from sop.learner.bookkeeping import Bookkeeping
 from sop.learner.checkpoint import Checkpoint, CheckpointStore
 from sop.learner.memory import release_freed_memory
@@ -45,6 +46,9 @@ class LearnerParts:
     algorithm_name: str
     optimization: Optimization
     index: EpisodeIndex
+    payloads: Payloads
+    library: Library
+    """What is indexed, for rules that read whole episodes."""
     ingest: Ingest
     sampler: AdaptiveSampler
     loader: BatchLoader
@@ -85,7 +89,7 @@ class Learner:
         self.publish()
         self._p.checkpoints.save(self.checkpoint())
         self._p.checkpoints.wait()
-        self._report("stopped" if stop.is_set() else "done", force=True)
+        self.report("stopped" if stop.is_set() else "done", force=True)
 
     def publish(self) -> int:
         """Publish the weights as they are; returns their version (blocking)."""
@@ -97,24 +101,44 @@ class Learner:
         while not stop.is_set() and not self._done():
             self._index(parts.ingest.drain())
             if self._nothing_new():
-                self._report("waiting for episodes")
+                self.report("waiting for episodes")
                 with parts.books.time.pausing():
                     stop.wait(PAUSE_S)
                 continue
-            with parts.books.time.waiting():
-                batch = parts.loader.next()
-            losses = parts.algorithm.loss(parts.policy, batch, parts.generator)
-            self._last = parts.optimization.step(losses, self._lr_factor())
-            parts.sampler.observe(batch.windows, losses.detach().float().cpu().numpy())
-            self.step += 1
-            parts.books.learned(self.step, batch, parts.publisher.last_published)
-            if self._last.skipped:
-                _log.warning("step %d was not finite and changed nothing: %s", self.step, self._names(batch.windows))
+            self.take_step()
             if self.step % config.publish_every == 0:
                 parts.publisher.publish(self._weights(), self._facts(), parts.books.draws.hand_over())
             if self.step % config.checkpoint_every == 0:
                 parts.checkpoints.save(self.checkpoint())
-            self._report("training")
+            self.report("training")
+
+    def take_step(self) -> None:
+        """One step of learning: what `train` repeats. Blocks for the batch, and for an algorithm that refreshes."""
+        parts = self._p
+        if parts.algorithm.refresh(self.step, parts.library):
+            parts.loader.relabel()
+        with parts.books.time.waiting():
+            batch = parts.loader.next()
+        losses = parts.algorithm.loss(parts.policy, batch, parts.generator)
+        self._last = parts.optimization.step(losses, self._lr_factor())
+        parts.sampler.observe(batch.windows, losses.detach().float().cpu().numpy())
+        self.step += 1
+        parts.books.learned(self.step, batch, parts.publisher.last_published)
+        if self._last.skipped:
+            _log.warning("step %d was not finite and changed nothing: %s", self.step, self._names(batch.windows))
+
+    def report(self, state: str, *, force: bool = False) -> None:
+        """Once a second (or now): tell the metrics and whoever watches how it goes; `state` is a few words."""
+        self._p.books.report(
+            state,
+            self.step,
+            loss=self._last.loss,
+            grad_norm=self._last.grad_norm,
+            newest_version=self._p.publisher.last_published,
+            quarantined=self._p.ingest.num_quarantined,
+            extra=self._extra,
+            force=force,
+        )
 
     def checkpoint(self) -> Checkpoint:
         """The whole state after the current step."""
@@ -141,16 +165,19 @@ class Learner:
         return Checkpoint(self.step, tensors, state, parts.checkpoints.segments.cut(parts.index))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on exactly where `checkpoint` was taken; fetches no episode. Call before `run`.
+        """Go on exactly where `checkpoint` was taken; fetches no episode but those on their way. Call before `run`.
+
+        The algorithm gets its state before the batches on their way are labelled again, so they get the labels that
+        they had.
 
         Without usable rows of the index all episodes are fetched and indexed again (blocking), in another order:
         nothing is lost, but the batches on their way are dropped and the draws are others from here on.
         """
         parts, state = self._p, checkpoint.state
+        parts.algorithm.load_state_dict({**state["algorithm"], **_arrays(checkpoint, _ALGORITHM)})
         exact = self._restore_rows(checkpoint)
         parts.books.fresh_draws = state["fresh_draws"]
         parts.optimization.load_state(checkpoint.tensors, state["optimization"])
-        parts.algorithm.load_state_dict({**state["algorithm"], **_arrays(checkpoint, _ALGORITHM)})
         branch = state.get("branch")
         published_step = parts.publisher.continue_from_step(
             checkpoint.learner_step, None if branch is None else (int(branch[0]), int(branch[1]))
@@ -230,21 +257,15 @@ class Learner:
             code_version=parts.code_version,
         )
 
-    def _report(self, state: str, *, force: bool = False) -> None:
-        self._p.books.report(
-            state,
-            self.step,
-            loss=self._last.loss,
-            grad_norm=self._last.grad_norm,
-            newest_version=self._p.publisher.last_published,
-            quarantined=self._p.ingest.num_quarantined,
-            extra={
-                "learner/publishes_skipped": float(self._p.publisher.skipped),
-                "learner/events_lost": float(self._p.publisher.lost_events),
-                "learner/episodes_missing": float(_count(self._p.ingest.missing())),
-            },
-            force=force,
-        )
+    def _extra(self) -> dict[str, float]:
+        """Metrics that the books do not know."""
+        parts = self._p
+        return {
+            "learner/publishes_skipped": float(parts.publisher.skipped),
+            "learner/events_lost": float(parts.publisher.lost_events),
+            "learner/episodes_missing": float(_count(parts.ingest.missing())),
+            **parts.algorithm.metrics(),
+        }
 
     def _names(self, windows: Windows) -> str:
         key, places = self._p.index.key, zip(windows.episode, windows.start, strict=True)

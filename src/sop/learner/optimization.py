@@ -1,6 +1,8 @@
 """One optimizer step: AdamW, clipped gradient, warm-up, moving average of the weights."""
 
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +33,12 @@ class Optimization:
 
     Args:
         module: its parameters are trained in place, except frozen ones.
-        config: optimizer settings.
+        config: optimizer settings. Parameters whose name a key of `lr_multipliers` matches have its factor on the
+            learning rate, beside those of the schedule and of `step`, and no weight decay.
         schedule: factor of the learning rate for optimizer step 0, 1, 2, ...
+
+    Raises:
+        ValueError: a key of `lr_multipliers` is not a regular expression, or its factor is negative or not finite.
     """
 
     def __init__(self, module: nn.Module, config: LearnerConfig, schedule: Callable[[int], float]) -> None:
@@ -42,7 +48,10 @@ class Optimization:
         self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._parameters = dict(module.named_parameters())
         self._optimizer = torch.optim.AdamW(
-            [self._parameters[name] for name in self._names],
+            [
+                {"params": [self._parameters[name] for name in names], "lr_multiplier": factor} | own
+                for names, factor, own in _groups(self._names, config.lr_multipliers)
+            ],
             lr=config.lr,
             weight_decay=config.weight_decay,
             fused=True,
@@ -71,7 +80,7 @@ class Optimization:
             return StepResult(loss.item(), norm.item(), skipped=True)
         self._skipped_in_a_row = 0
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.lr * self._schedule(self._steps) * lr_factor
+            group["lr"] = self._config.lr * self._schedule(self._steps) * lr_factor * group["lr_multiplier"]
         self._optimizer.step()
         self._steps += 1
         with torch.no_grad():
@@ -124,6 +133,24 @@ class Optimization:
                 f"loss or gradient was not finite {self._skipped_in_a_row} times in a row: "
                 "the learner stops before it publishes; restart it to go on from the last checkpoint"
             )
+
+
+def _groups(names: Sequence[str], multipliers: Mapping[str, float]) -> list[tuple[list[str], float, dict[str, float]]]:
+    """Names, factor of the learning rate and own settings of each group of parameters, first those that match nothing.
+
+    A name belongs to the first expression that matches. Groups without names are left out.
+    """
+    rest, groups = list(names), []
+    for pattern, factor in multipliers.items():
+        try:
+            matched = [name for name in rest if re.search(pattern, name)]
+        except re.error as error:
+            raise ValueError(f"lr_multipliers: {pattern!r} is not a regular expression ({error})") from error
+        if not (math.isfinite(factor) and factor >= 0):
+            raise ValueError(f"lr_multipliers: the factor of {pattern!r} must be 0 or more, got {factor}")
+        rest = [name for name in rest if name not in matched]
+        groups.append((matched, factor, {"weight_decay": 0.0}))
+    return [group for group in [(rest, 1.0, {}), *groups] if group[0]]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ The contract test `sop.testing.contracts.policy` says what an implementation has
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -12,17 +12,20 @@ import msgspec
 from sop.core.embodiment import Embodiment
 from sop.core.policy import PolicySpec
 from sop.core.settings import build_settings, suggestion
-from sop.policies.base import TrainablePolicy, freeze
+from sop.policies.base import BranchVelocities, ConditionedPolicy, TrainablePolicy, freeze
 from sop.policies.flow_vla import FlowVLA
 from sop.policies.normalization import compute_normalization
 from sop.policies.settings import Settings
 
 __all__ = [
     "POLICIES",
+    "BranchVelocities",
+    "ConditionedPolicy",
     "PolicyKind",
     "TrainablePolicy",
     "check_policy",
     "compute_normalization",
+    "conditioned",
     "freeze",
     "make_policy",
     "make_spec",
@@ -66,7 +69,7 @@ def make_spec(
     checked = build_settings(_kind(kind).settings, settings, f"policy {kind}")
     return PolicySpec(
         kind=kind,
-        config=msgspec.json.decode(msgspec.json.encode(checked)),
+        config=_as_json(checked),
         embodiment=embodiment,
         action_horizon=checked.action_horizon,
         execution_horizon=execution_horizon,
@@ -90,6 +93,43 @@ def make_policy(spec: PolicySpec, seed: int = 0) -> TrainablePolicy:
         ValueError: the spec names an unknown kind or does not fit together.
     """
     return _kind(spec.kind).build(spec, seed)
+
+
+def conditioned(policy: TrainablePolicy, changes: Mapping[str, Any], seed: int) -> TrainablePolicy:
+    """The same weights in a policy with other settings, e.g. `{"indicator": "embed"}` on a base that never saw one.
+
+    Tensors that only the new policy has are as fresh ones are (an indicator's tables: zero, so that the policy acts
+    as before), tensors that only the old one has are left behind. The version stays. What is frozen is not carried
+    over, nor are the device and the state of the sampling noise: do this before training.
+
+    Args:
+        policy: not changed; the result shares no memory with it, except when it is `policy` itself.
+        changes: settings of its kind; empty returns `policy` itself.
+        seed: of the weights that are new and of the sampling noise until `reset`.
+
+    Raises:
+        ValueError: not settings of that kind, or settings that give a tensor of both another shape.
+    """
+    if not changes:
+        return policy
+    spec, where = policy.spec, f"policy {policy.spec.kind}"
+    settings = build_settings(_kind(spec.kind).settings, {**spec.config, **changes}, where)
+    made = make_policy(replace(spec, config=_as_json(settings)), seed)
+    old, weights = policy.export(), made.export()
+    for name in weights.keys() & old.keys():
+        if old[name].shape != weights[name].shape:
+            raise ValueError(
+                f"{where}: with {dict(changes)} {name} would have shape {weights[name].shape}, "
+                f"the weights have {old[name].shape}: change settings that keep the shapes"
+            )
+        weights[name] = old[name]
+    made.load(weights, policy.version)
+    return made
+
+
+def _as_json(settings: Any) -> dict[str, Any]:
+    config: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
+    return config
 
 
 def _kind(kind: str) -> PolicyKind:

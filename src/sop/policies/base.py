@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -46,7 +46,8 @@ class TrainablePolicy(Policy, Protocol):
             generator: the only source of randomness (noise, flow time, augmentation); equal states give equal losses.
 
         Raises:
-            ValueError: the batch has an advantage indicator and the policy was not made for one.
+            ValueError: the batch has an advantage indicator and the policy was not made for one. (The other way
+                round, a batch without one teaches a policy that has one its null branch.)
         """
         ...
 
@@ -82,6 +83,40 @@ class TrainablePolicy(Policy, Protocol):
 
         Raises:
             ValueError: the names are not the module's, or an unknown dtype.
+        """
+        ...
+
+
+class BranchVelocities(NamedTuple):
+    """Velocities of the flow, float32 [B, H, A] each, normalised; 0 at steps whose `loss_weight` is 0."""
+
+    null: npt.NDArray[np.float32]
+    negative: npt.NDArray[np.float32]
+    positive: npt.NDArray[np.float32]
+
+
+@runtime_checkable
+class ConditionedPolicy(Protocol):
+    """A policy with an advantage indicator, as far as its branches are measured: do they differ, and by how much?
+
+    null, negative, positive = policy.branch_velocities(batch, generator)
+    separation = ((positive - null) ** 2).mean() / (null**2).mean()
+
+    To be an instance says that the method is there, not that this policy was made with an indicator.
+    """
+
+    def branch_velocities(self, batch: Batch, generator: torch.Generator) -> BranchVelocities:
+        """Predict the velocity of every branch at the same noise and flow time. Blocks for three predictions.
+
+        One draw per window, flow time distributed as in training; no gradient, no augmentation, no dropout. The
+        batch's own indicator is not read. Equal batches and generators give equal arrays.
+
+        Args:
+            batch: B windows, not changed.
+            generator: of flow time and noise.
+
+        Raises:
+            ValueError: the policy was made without an indicator.
         """
         ...
 

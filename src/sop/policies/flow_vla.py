@@ -3,18 +3,21 @@
     image per camera -> conv net, FiLM by the instruction -> 2 tokens -+
     instruction -> sentence embedding --------------------> 1 token  --+-> prefix transformer -> keys, values
     state ------------------------------------------------> 1 token  -+                            |
-    noise [H, A] -> action expert, AdaLN on flow time, attends to the prefix <---------------------+
+    noise [H, A] -> action expert, AdaLN on flow time (and on the advantage indicator: `embed`), --+
+                    attends to the prefix <--------------------------------------------------------+
           '-> 4 Euler steps -> actions [H, A]
 
 Flow time t: 0 is noise, 1 is the action. x_t = (1 - t) * noise + t * action, and the network learns the velocity
 action - noise (Lipman et al. 2023; pi0, arXiv 2410.24164, with its emphasis on the noisy end: t = 1 - Beta(1.5, 1)).
 
-Shapes: B windows or N observations, H steps, A action elements, S state elements, W width, D text width.
+With an indicator there are three branches: null, negative, positive. Guidance with beta (pi*0.6, appendix E) follows
+v(null) + beta * (v(indicator) - v(null)); beta 1 is the indicator's branch alone and beta 0 the null branch.
+
+Shapes: B windows or N observations, H steps, A action elements, S state elements, D text width.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,83 +25,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sop.core.embodiment import Embodiment, Observation
+from sop.core.embodiment import Observation
 from sop.core.experience import Batch
 from sop.core.policy import ActionChunk, Conditioning, PolicySpec, Weights
 from sop.core.settings import build_settings
-from sop.policies.base import export_weights, load_weights
+from sop.policies.base import BranchVelocities, export_weights, load_weights
+from sop.policies.indicator import NEGATIVE, NULL, POSITIVE, conditioning_row, drop_out, indicator_rows, sentences
+from sop.policies.network import FlowNetwork, Inputs
 from sop.policies.normalization import LARGEST_STATE, check_normalization
 from sop.policies.precision import autocast, training_dtype
 from sop.policies.sentences import TextEncoder, make_text_encoder
 from sop.policies.settings import Settings
-from sop.policies.transformer import ActionExpert, Backbone, PrefixCache
-from sop.policies.vision import CameraEncoder, random_shift
+from sop.policies.vision import random_shift
 
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What the network reads, as tensors on its device."""
-
-    images: tuple[Tensor, ...]
-    """Per camera, in the embodiment's order: uint8 [N, h, w, 3]."""
-    state: Tensor
-    """[N, S] normalised."""
-    text: Tensor
-    """[N, D] sentence embeddings."""
-
-
-class FlowNetwork(nn.Module):
-    """All weights. Parameter names begin with `vision.camera_<camera>.`, `backbone.` and `expert.` (see `freeze`)."""
-
-    def __init__(self, embodiment: Embodiment, settings: Settings) -> None:
-        super().__init__()
-        self.vision = nn.ModuleDict(
-            {_module_name(camera): CameraEncoder(size, settings) for camera, size in embodiment.cameras.items()}
-        )
-        if len(self.vision) != len(embodiment.cameras):
-            raise ValueError(f"camera names differ only in punctuation: {sorted(embodiment.cameras)}")
-        self.backbone = Backbone(embodiment.num_states, len(embodiment.cameras), settings)
-        self.expert = ActionExpert(embodiment.num_actions, settings)
-
-    def read(self, inputs: Inputs) -> PrefixCache:
-        """Everything that does not depend on flow time or noise."""
-        instruction = self.backbone.instruction_token(inputs.text)
-        cameras = [
-            encoder(images, instruction) for encoder, images in zip(self.vision.values(), inputs.images, strict=True)
-        ]
-        prefix = self.backbone(torch.cat(cameras, dim=1), instruction, inputs.state)
-        return self.expert.read_prefix(prefix)
-
-    def forward(self, inputs: Inputs, action: Tensor, noise: Tensor, time: Tensor, valid: Tensor | None) -> Tensor:
-        """Squared error of the velocity, float32 [B, draws, H], mean over action elements.
-
-        Args:
-            inputs: B observations.
-            action: [B, H, A] normalised.
-            noise: [B, draws, H, A].
-            time: [B, draws] flow time.
-            valid: bool [B, H], which steps may be seen by the others; None for all.
-        """
-        draws = noise.shape[1]
-        share = time[:, :, None, None]
-        noisy = (1 - share) * noise + share * action[:, None]
-        if valid is not None:
-            valid = valid.repeat_interleave(draws, 0)
-        prefix = self.read(inputs).repeat(draws)
-        velocity = self.expert(noisy.flatten(0, 1), self.expert.modulations(time.flatten()), prefix, valid)
-        error: Tensor = (velocity.float().view_as(noise) - (action[:, None] - noise)).square().mean(dim=-1)
-        return error
-
-    def sample(self, inputs: Inputs, noise: Tensor, steps: int) -> Tensor:
-        """Integrate from noise [N, H, A] to normalised actions [N, H, A] with `steps` Euler steps."""
-        prefix = self.read(inputs)
-        times = torch.arange(steps, device=noise.device) / steps
-        modulations = self.expert.modulations(times)
-        actions = noise
-        for step in range(steps):
-            at_step = tuple(modulation[step : step + 1] for modulation in modulations)
-            actions = actions + self.expert(actions, at_step, prefix) / steps
-        return actions
+__all__ = ["FlowNetwork", "FlowVLA", "Inputs"]
 
 
 class FlowVLA:
@@ -153,7 +93,8 @@ class FlowVLA:
         """Plan the next steps, [H, A] in action units; blocks for one inference.
 
         Raises:
-            ValueError: an image or the state is not of the embodiment, or an indicator is asked for.
+            ValueError: an image or the state is not of the embodiment, or an indicator is asked for that this policy
+                was made without.
         """
         return np.asarray(self.infer_many([observation], [instruction], conditioning, [self._noise])[0])
 
@@ -167,8 +108,8 @@ class FlowVLA:
         """Plan for N robots at once, [N, H, A]; see `TrainablePolicy.infer_many`.
 
         Raises:
-            ValueError: an image or a state is not of the embodiment, an indicator is asked for, or the sequences
-                differ in length.
+            ValueError: an image or a state is not of the embodiment, an indicator is asked for that this policy was
+                made without, or the sequences differ in length.
         """
         if not len(observations) == len(instructions) == len(generators):
             raise ValueError(
@@ -176,7 +117,7 @@ class FlowVLA:
                 f"{len(instructions)} instructions, {len(generators)} generators"
             )
         if conditioning.advantage_indicator is not None:
-            raise ValueError(_NO_INDICATOR)
+            self._require_indicator()
         images = {
             camera: np.stack([_image(observation, camera, size) for observation in observations])
             for camera, size in self._spec.embodiment.cameras.items()
@@ -185,9 +126,18 @@ class FlowVLA:
         shape = (self._spec.action_horizon, self._spec.embodiment.num_actions)
         noise = np.stack([generator.standard_normal(shape, np.float32) for generator in generators])
         with torch.inference_mode():
-            inputs = self._inputs(images, state, instructions)
+            row = conditioning_row(conditioning)
+            inputs = self._inputs(images, state, instructions, [row] * len(instructions))
             start = torch.from_numpy(noise).to(inputs.state.device)
-            actions = self._network.sample(inputs, start, self.settings.euler_steps).cpu().numpy()
+            steps = self.settings.euler_steps
+            if row == NULL or conditioning.guidance == 1:
+                sampled = self._network.sample(inputs, start, steps, row)
+            else:
+                null = self._with_row(inputs, instructions, NULL)
+                sampled = self._network.sample_guided(
+                    null, inputs, start, steps, row=row, guidance=conditioning.guidance
+                )
+            actions = sampled.cpu().numpy()
         planned: npt.NDArray[np.float32] = actions * self._action_std + self._action_mean
         return planned.clip(self._low, self._high)
 
@@ -195,29 +145,54 @@ class FlowVLA:
         """Flow-matching loss per window, [B]; see `TrainablePolicy.loss`.
 
         A step without weight neither counts nor is seen by the other steps, so nothing is learned from it.
-        Images are shifted independently per window and camera; the draws of noise and flow time share them.
+        Images are shifted independently per window and camera; the draws of noise and flow time share them, and the
+        branch: a window whose indicator is -1 or 1 teaches that branch, or with `indicator_dropout` the null branch.
+        The generator is asked, in this order, for shifts, flow times, noise and, where the batch has an indicator,
+        one dropout number per window.
         """
-        if batch.advantage_indicator is not None:
-            raise ValueError(_NO_INDICATOR)
         settings = self.settings
+        if batch.advantage_indicator is not None:
+            self._require_indicator()
         images = {
             camera: random_shift(batch.images[camera], settings.random_shift, generator)
             for camera in self._spec.embodiment.cameras
         }
-        inputs = self._inputs(images, batch.state, batch.instruction)
-        device = inputs.state.device
-        action = torch.from_numpy((batch.action - self._action_mean) / self._action_std).to(device)
-        weight = torch.from_numpy(np.array(batch.loss_weight)).to(device)
-        draws = (len(batch), settings.noise_draws)
-        where = generator.device
-        uniform = torch.rand(draws, generator=generator, device=where).to(device)
-        noise = torch.randn((*draws, *batch.action.shape[1:]), generator=generator, device=where).to(device)
-        time = 1 - uniform ** (1 / settings.time_power)  # u ** (1 / a) of a uniform u is Beta(a, 1)
+        action, weight = self._normalised_action(batch), torch.from_numpy(np.array(batch.loss_weight)).to(self._device)
+        time, noise = self._draw(batch, settings.noise_draws, generator)
+        rows = torch.full((len(batch),), NULL)
+        if batch.advantage_indicator is not None:
+            rows = indicator_rows(batch.advantage_indicator, len(batch))
+            rows = drop_out(rows, settings.indicator_dropout, generator)
+        inputs = self._inputs(images, batch.state, batch.instruction, rows.tolist())
         valid = weight > 0
         hidden = None if (batch.loss_weight > 0).all() else valid
-        with autocast(device, training_dtype(settings.precision, device)):
-            error: Tensor = self.module(inputs, action, noise, time, hidden)
+        with autocast(self._device, training_dtype(settings.precision, self._device)):
+            error: Tensor = self.module(inputs, action, noise, time, hidden, indicator=rows.to(self._device))
         return (weight * error.mean(dim=1)).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+
+    def branch_velocities(self, batch: Batch, generator: torch.Generator) -> BranchVelocities:
+        """What the three branches predict for the same windows; see `ConditionedPolicy.branch_velocities`.
+
+        Raises:
+            ValueError: the policy has no indicator.
+        """
+        self._require_indicator()
+        with torch.inference_mode():
+            time, noise = self._draw(batch, 1, generator)
+            time, noise = time[:, 0], noise[:, 0]
+            share = time[:, None, None]
+            noisy = (1 - share) * noise + share * self._normalised_action(batch)
+            images = {camera: np.asarray(batch.images[camera]) for camera in self._spec.embodiment.cameras}
+            null = self._inputs(images, batch.state, batch.instruction, [NULL] * len(batch))
+            valid = torch.from_numpy(batch.loss_weight > 0).to(self._device)
+            shared, found = self._network.read(null), []
+            for row in (NULL, NEGATIVE, POSITIVE):
+                inputs = null if row == NULL else self._with_row(null, batch.instruction, row)
+                prefix = shared if inputs is null else self._network.read(inputs)
+                modulations = self._network.expert.modulations(time, torch.full(time.shape, row, device=time.device))
+                velocity = self._network.expert(noisy, modulations, prefix, valid)
+                found.append((velocity * valid[:, :, None]).cpu().numpy())
+        return BranchVelocities(*found)
 
     def load(self, weights: Weights, version: int) -> None:
         """Replace the weights by copies; all or nothing.
@@ -242,23 +217,57 @@ class FlowVLA:
     def _network(self) -> FlowNetwork:
         return cast("FlowNetwork", self.module)
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def _require_indicator(self) -> None:
+        if self.settings.indicator == "none":
+            raise ValueError(_NO_INDICATOR)
+
+    def _normalised_action(self, batch: Batch) -> Tensor:
+        return torch.from_numpy((batch.action - self._action_mean) / self._action_std).to(self._device)
+
+    def _draw(self, batch: Batch, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Flow times [B, draws] and noise [B, draws, H, A]; u ** (1 / a) of a uniform u is Beta(a, 1)."""
+        shape, where = (len(batch), draws), generator.device
+        uniform = torch.rand(shape, generator=generator, device=where).to(self._device)
+        noise = torch.randn((*shape, *batch.action.shape[1:]), generator=generator, device=where).to(self._device)
+        return 1 - uniform ** (1 / self.settings.time_power), noise
+
     def _inputs(
-        self, images: Mapping[str, npt.NDArray[np.uint8]], state: npt.NDArray[np.float32], instructions: Sequence[str]
+        self,
+        images: Mapping[str, npt.NDArray[np.uint8]],
+        state: npt.NDArray[np.float32],
+        instructions: Sequence[str],
+        rows: Sequence[int],
     ) -> Inputs:
-        device = next(self.module.parameters()).device
         normalised = np.clip((state - self._state_mean) / self._state_std, -LARGEST_STATE, LARGEST_STATE)
-        distinct = list(dict.fromkeys(instructions))
-        row = {instruction: index for index, instruction in enumerate(distinct)}
-        text = self._encoder.encode(distinct)[[row[instruction] for instruction in instructions]]
         return Inputs(
-            images=tuple(_tensor(images[camera]).to(device) for camera in self._spec.embodiment.cameras),
-            state=torch.from_numpy(normalised).to(device),
-            text=torch.from_numpy(text).to(device),
+            images=tuple(_tensor(images[camera]).to(self._device) for camera in self._spec.embodiment.cameras),
+            state=torch.from_numpy(normalised).to(self._device),
+            text=self._text(instructions, rows),
         )
+
+    def _with_row(self, inputs: Inputs, instructions: Sequence[str], row: int) -> Inputs:
+        """The same observations for another branch; `inputs` itself where the branch is not in the text."""
+        if self.settings.indicator != "text":
+            return inputs
+        return replace(inputs, text=self._text(instructions, [row] * len(instructions)))
+
+    def _text(self, instructions: Sequence[str], rows: Sequence[int]) -> Tensor:
+        """[N, D]; every distinct sentence is encoded once."""
+        said = list(instructions)
+        if self.settings.indicator == "text":
+            said = sentences(self.settings.indicator_text, instructions, rows)
+        distinct = list(dict.fromkeys(said))
+        place = {sentence: index for index, sentence in enumerate(distinct)}
+        text = self._encoder.encode(distinct)[[place[sentence] for sentence in said]]
+        return torch.from_numpy(text).to(self._device)
 
 
 _NO_INDICATOR = (
-    "this policy was trained without an advantage indicator: use Conditioning(advantage_indicator=None) "
+    "this policy was made without an advantage indicator: use Conditioning(advantage_indicator=None) "
     "and batches without one"
 )
 
@@ -281,8 +290,3 @@ def _state(observation: Observation, count: int) -> npt.NDArray[np.float32]:
     if state.shape != (count,) or state.dtype != np.float32:
         raise ValueError(f"observation: state must be float32 {(count,)}, got {state.dtype.name} {state.shape}")
     return state
-
-
-def _module_name(camera: str) -> str:
-    """Camera name as a part of parameter names: torch allows no dots there."""
-    return "camera_" + re.sub(r"\W", "_", camera)

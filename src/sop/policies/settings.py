@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sop.policies.indicator import PLACEHOLDERS
+
 TEXT_WIDTH: dict[str, int] = {"minilm": 384, "hash": 64}
 """Length of the sentence embedding per text encoder."""
 
@@ -47,6 +49,14 @@ class Settings:
     """Integration steps from noise to actions at inference."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the training step; `auto` takes bfloat16 where the processor computes in it."""
+    indicator: Literal["none", "embed", "text"] = "none"
+    """How an advantage indicator reaches the network: not at all; as zero-initialised tables in the action expert,
+    so that the policy is at first the one without them; or as words in the instruction."""
+    indicator_dropout: float = 0.3
+    """Share of the training windows with an indicator that are learned without it (pi*0.6); below 1."""
+    indicator_text: str = "{instruction}\nAdvantage: {advantage}"
+    """What the sentence encoder gets in place of the instruction, `{advantage}` being "positive" or "negative". Only
+    for `text`. Another string at inference than in training is an untrained condition: it belongs to the weights."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -63,6 +73,11 @@ class Settings:
             raise ValueError(f"random_shift must be 0 or more, got {self.random_shift}")
         if self.time_power <= 0:
             raise ValueError(f"time_power must be positive, got {self.time_power}")
+        if not 0 <= self.indicator_dropout < 1:
+            raise ValueError(f"indicator_dropout must be in [0, 1), got {self.indicator_dropout}")
+        for placeholder in PLACEHOLDERS:
+            if placeholder not in self.indicator_text:
+                raise ValueError(f"indicator_text must contain {placeholder}, got {self.indicator_text!r}")
 
     @property
     def text_width(self) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from sop.policies.indicator import NULL, zero_table
 from sop.policies.settings import Settings
 
 
@@ -26,6 +27,11 @@ class PrefixCache:
             return self
         repeated = ((k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v in self.keys_values)
         return PrefixCache(tuple(repeated))
+
+    def joined(self, other: "PrefixCache") -> "PrefixCache":
+        """All rows of this one, then all rows of the other."""
+        pairs = zip(self.keys_values, other.keys_values, strict=True)
+        return PrefixCache(tuple((torch.cat((k, k2)), torch.cat((v, v2))) for (k, v), (k2, v2) in pairs))
 
 
 def _split_heads(tokens: Tensor, heads: int) -> Tensor:
@@ -101,7 +107,7 @@ class Backbone(nn.Module):
 class ExpertLayer(nn.Module):
     """A transformer layer with adaptive LayerNorm (AdaLN, Peebles and Xie 2023).
 
-    Action tokens see each other and the prefix; flow time scales, shifts and gates both halves.
+    Action tokens see each other and the prefix; flow time and the indicator scale, shift and gate both halves.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -115,6 +121,7 @@ class ExpertLayer(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
+        self.indicator = zero_table(6 * width) if settings.indicator == "embed" else None
 
     def read_prefix(self, prefix: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the prefix for this layer."""
@@ -128,7 +135,7 @@ class ExpertLayer(nn.Module):
 
         Args:
             tokens: [N, H, W].
-            modulation: [N or 1, 1, 6 W] from `modulation`.
+            modulation: [N or 1, 1, 6 W] from `ActionExpert.modulations`.
             prefix: keys and values of the prefix.
             visible: bool [N, 1, 1, P + H], which keys may be attended to; None for all.
         """
@@ -157,6 +164,7 @@ class ActionExpert(nn.Module):
         self.final_modulation = nn.Linear(width, 2 * width)
         nn.init.zeros_(self.final_modulation.weight)
         nn.init.zeros_(self.final_modulation.bias)
+        self.indicator = zero_table(2 * width) if settings.indicator == "embed" else None
         self.action_out = nn.Linear(width, num_actions)
         self._width = width
 
@@ -164,21 +172,21 @@ class ActionExpert(nn.Module):
         """[N, P, W] -> the keys and values that `forward` needs."""
         return PrefixCache(tuple(layer.read_prefix(prefix) for layer in self._layers()))
 
-    def modulations(self, time: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What flow time does to each layer and to the output; depends on nothing else, so compute it once.
+    def modulations(self, time: Tensor, indicator: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What flow time and the indicator do to each layer and to the output; depends on nothing else.
 
         Args:
             time: [N] flow time, 0 = noise, 1 = action.
-            condition: [N, W] added to the embedding of flow time: the place of an advantage indicator.
+            indicator: int64 [N] rows of the indicator's tables; None for NULL. Not read when there are no tables.
 
         Returns:
             One [N, 1, 6 W] per layer, then [N, 1, 2 W].
         """
-        embedding: Tensor = self.time_mlp(_time_features(time, self._width))
-        if condition is not None:
-            embedding = embedding + condition
-        embedding = F.silu(embedding)[:, None]
-        return (*(layer.modulation(embedding) for layer in self._layers()), self.final_modulation(embedding))
+        embedding = F.silu(self.time_mlp(_time_features(time, self._width)))
+        if indicator is None:
+            indicator = torch.full(time.shape, NULL, device=time.device)
+        layers = [_modulation(embedding, layer.modulation, layer.indicator, indicator) for layer in self._layers()]
+        return (*layers, _modulation(embedding, self.final_modulation, self.indicator, indicator))
 
     def forward(
         self, noisy: Tensor, modulations: tuple[Tensor, ...], prefix: PrefixCache, valid: Tensor | None = None
@@ -203,6 +211,14 @@ class ActionExpert(nn.Module):
 
     def _layers(self) -> list[ExpertLayer]:
         return [layer for layer in self.layers if isinstance(layer, ExpertLayer)]
+
+
+def _modulation(embedding: Tensor, of_time: nn.Linear, table: nn.Embedding | None, rows: Tensor) -> Tensor:
+    """[N, W] -> [N, 1, .]: what flow time asks for, plus the indicator's row where there is a table."""
+    modulation: Tensor = of_time(embedding[:, None])
+    if table is not None:  # in the type of the step's arithmetic: zeros then change no bit, also in bfloat16
+        modulation = modulation + table(rows)[:, None].to(modulation.dtype)
+    return modulation
 
 
 def _time_features(time: Tensor, width: int) -> Tensor:

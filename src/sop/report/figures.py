@@ -31,7 +31,7 @@ def rolling(values: Sequence[float], weights: Sequence[float], window: int) -> n
 def corrections(record: RunRecord) -> bytes | None:
     """Interventions per episode and the human's share of steps, over the fleet's episodes."""
     episodes = record.collected
-    if len(episodes) < 2:
+    if len(episodes) < 2 or record.autonomous:
         return None
     number = np.arange(1, len(episodes) + 1)
     window = min(16, max(4, len(episodes) // 6))
@@ -87,8 +87,8 @@ def shares(record: RunRecord) -> bytes | None:
 def staleness(record: RunRecord) -> bytes | None:
     """Versions between the learner and the policy that recorded an episode, and how fast policies reach robots."""
     stale = finite(record.learner, "episode/staleness")
-    swapped = finite(swaps(record.fleet), "fleet/publish_to_swap_s")
-    staged = finite(swaps(record.fleet), "fleet/publish_to_staged_s")
+    swapped = finite(swaps(record), "fleet/publish_to_swap_s")
+    staged = finite(swaps(record), "fleet/publish_to_staged_s")
     panels: list[Callable[[Any], None]] = []
     if stale:
         panels.append(lambda axes: _paint_staleness(axes, stale))

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sop.report import figures
+from sop.report.advantage_page import before_fleet_section, value_table
 from sop.report.curve import curve
 from sop.report.filmstrip import Strip, choose, film_strip
 from sop.report.hops import freshness_section
 from sop.report.record import RunRecord, read_run
 from sop.report.summary import write_summary
+from sop.report.value import valued_episodes
+from sop.report.value_figure import VALUE_READING, value_picture
 from sop.report.words import describe, minutes, percent, percent_range, points, seconds
 
-PAGE, CURVE = "report.html", "curve.png"
+PAGE, CURVE, VALUE = "report.html", "curve.png", "value.png"
 
 _CSS = """
 :root { color-scheme: light; --ink: #1f2933; --muted: #66727f; --line: #e3e7ec; --soft: #f6f7f9; }
@@ -49,10 +52,12 @@ class _Section:
     reading: str
     """One sentence: how to read the picture."""
     picture: bytes | None
+    table: str = ""
+    """HTML below the picture."""
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `summary.json`, `curve.png` and `report.html` into the run's folder; returns the page. Blocks.
+    """Write `summary.json`, `curve.png`, `value.png` and `report.html` into the run's folder; returns the page. Blocks.
 
     Works for a run that was stopped at any moment; a picture without data is left out. May be repeated.
 
@@ -61,17 +66,19 @@ def write_report(run_dir: Path) -> Path:
     """
     record = read_run(run_dir)
     summary = write_summary(record)
-    picture = curve(record)
-    if picture is not None:
-        (run_dir / CURVE).write_bytes(picture)
+    pictures = {CURVE: curve(record), VALUE: value_picture(valued_episodes(record))}
+    for name, picture in pictures.items():
+        if picture is not None:
+            (run_dir / name).write_bytes(picture)
+    value = _Section("Value function", VALUE_READING, pictures[VALUE], value_table(summary["value"]))
     page = run_dir / PAGE
     part = page.with_name(f"{PAGE}.part")
-    part.write_text(_page(summary, _sections(record, picture)), encoding="utf-8")
+    part.write_text(_page(summary, _sections(record, pictures[CURVE], value)), encoding="utf-8")
     part.replace(page)
     return page
 
 
-def _sections(record: RunRecord, learning_curve: bytes | None) -> list[_Section]:
+def _sections(record: RunRecord, learning_curve: bytes | None, value: _Section) -> list[_Section]:
     strip = choose(record.episodes)
     sections = [
         _Section(
@@ -88,6 +95,7 @@ def _sections(record: RunRecord, learning_curve: bytes | None) -> list[_Section]
             figures.corrections(record),
         ),
         _Section("One correction", _strip_reading(strip), None if strip is None else film_strip(record, strip)),
+        value,
         _Section(
             "What the learner drew",
             "Above the dotted line more than half of a task's training data came from the fleet, below it from the "
@@ -137,6 +145,7 @@ def _page(summary: Mapping[str, Any], sections: Iterable[_Section]) -> str:
         _task_table(summary),
         _held_out_table(summary),
         *(_section(section) for section in sections),
+        before_fleet_section(summary["recap"]),
         freshness_section(summary["freshness"]),
         _accounting(summary),
         _setup(summary),
@@ -244,7 +253,7 @@ def _section(section: _Section) -> str:
     title = escape(section.title)
     return (
         f'<h2>{title}</h2>\n<p class="quiet">{escape(section.reading)}</p>\n'
-        f'<img alt="{title}" src="data:image/png;base64,{data}">'
+        f'<img alt="{title}" src="data:image/png;base64,{data}">{section.table}'
     )
 
 

@@ -18,10 +18,12 @@ from sop.core.codec import EncodedEpisode
 from sop.core.episode import Intervention, Outcome, PolicyTimes
 from sop.core.errors import InvalidRecord, NotFound, RunError
 from sop.core.evaluation import EvaluationResult
+from sop.core.experience import Sidecar
 from sop.core.freshness import HopSample
 from sop.core.layout import EpisodeKey, SegmentKey, from_lab
 from sop.core.lineage import Lineage
 from sop.core.run import RunManifest
+from sop.core.sidecar import MAX_SIDECAR_BYTES, decode_sidecar
 from sop.freshness import Swap, hop_samples
 from sop.lineage import learned_by
 from sop.metrics import read_metrics
@@ -29,6 +31,7 @@ from sop.transport import ObjectStore, open_store
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_SIDECAR = slice(0, MAX_SIDECAR_BYTES + 1)
 Line = dict[str, Any]
 """One line of a metrics file: `utc_s`, `step`, and names with values (null where a value was not finite)."""
 
@@ -64,6 +67,10 @@ class RunRecord:
     run: RunManifest | None = None
     episodes: list[EpisodeFacts] = field(default_factory=list)
     """Readable episodes of the fleet in the store, quarantined ones left out, in the order in which they ended."""
+    base_rollouts: list[EpisodeFacts] = field(default_factory=list)
+    """What the base policy did alone before the fleet started; otherwise as `episodes`."""
+    sidecars: dict[str, Sidecar] = field(default_factory=dict)
+    """Key of a fleet's episode -> the oldest sidecar that the run's algorithm has of it."""
     recorded: list[str] | None = None
     """Keys in the journals of all actors, None when no actor has a journal."""
     spooled: set[str] = field(default_factory=set)
@@ -100,6 +107,28 @@ class RunRecord:
         """Episodes that came to an end."""
         return [episode for episode in self.episodes if not episode.aborted]
 
+    @property
+    def autonomous(self) -> bool | None:
+        """Whether nobody could help the robots; None when not known."""
+        kind = self.setting("operator", "kind")
+        return None if kind is None else kind == "none"
+
+    @property
+    def explored(self) -> bool | None:
+        """Whether the fleet tried more than its policy proposed; None when not known."""
+        kind = self.setting("exploration", "kind")
+        return None if kind is None else kind != "none"
+
+    @property
+    def ready_version(self) -> int:
+        """The version that the fleet started with: 0, the base; 1 after a warm-up, which base rollouts precede."""
+        return 1 if self.base_rollouts else 0
+
+    def setting(self, part: str, name: str) -> Any:
+        """A value of a part of the run's configuration; None when it is not there."""
+        values = {} if self.run is None else self.run.config.get(part, {})
+        return values.get(name) if isinstance(values, dict) else None
+
     def evaluation(self, name: str) -> EvaluationResult | None:
         """The evaluation with this name; that of the newest version when there are several."""
         return next((result for result in reversed(self.evaluations) if result.name == name), None)
@@ -132,22 +161,45 @@ def _read_store(record: RunRecord, store: ObjectStore) -> None:
     record.quarantined = {note.removeprefix(f"{layout.QUARANTINE}/").removesuffix(".json") for note in notes}
     folders = (layout.EPISODES, layout.DEMONSTRATIONS)
     record.stored = {key for folder in folders for key in store.keys(f"{folder}/")}
-    record.episodes = _read_episodes(record, store)
+    fleet = [key for key in record.stored if not from_lab(key)]
+    record.episodes = _read_episodes(record, store, fleet)
+    rollouts = [key for key in record.stored if key.startswith(f"{layout.DEMONSTRATIONS}/{layout.BASE_ACTOR}")]
+    record.base_rollouts = _read_episodes(record, store, rollouts)
+    record.sidecars = _read_sidecars(record, store)
     record.evaluations = _read_evaluations(store)
     manifests = (key for key in store.keys(f"{layout.POLICIES}/") if key.endswith("/manifest.json"))
     record.published = [layout.version_of(key) for key in manifests]
     record.hops = _read_hops(record, store)
 
 
-def _read_episodes(record: RunRecord, store: ObjectStore) -> list[EpisodeFacts]:
+def _read_episodes(record: RunRecord, store: ObjectStore, keys: Iterable[str]) -> list[EpisodeFacts]:
     checked = set(record.indexed or ())
     found = []
-    for key in sorted(record.stored - record.quarantined):
-        if not from_lab(key):
-            facts = _readable(key, lambda key: _facts(key, store.get(key), trusted=key in checked))
-            if facts is not None:
-                found.append(facts)
+    for key in sorted(set(keys) - record.quarantined):
+        facts = _readable(key, lambda key: _facts(key, store.get(key), trusted=key in checked))
+        if facts is not None:
+            found.append(facts)
     return sorted(found, key=lambda facts: (facts.end_utc_ns, facts.key))
+
+
+def _read_sidecars(record: RunRecord, store: ObjectStore) -> dict[str, Sidecar]:
+    """The oldest of each episode: made when the episode came in, so by a model that had not learned from it yet.
+
+    An episode whose oldest sidecar is damaged has none: a newer model may have learned from it.
+    """
+    if record.run is None:
+        return {}
+    episodes = {EpisodeKey.parse(episode.key).episode_id: episode.key for episode in record.episodes}
+    oldest: dict[str, str] = {}
+    for place in store.keys(f"{layout.LABELS}/{record.run.config.get('algorithm')}/"):
+        oldest.setdefault(episodes.get(Path(place).stem, ""), place)
+    found = {}
+    for key in sorted(oldest.keys() - {""}):
+        owner = EpisodeKey.parse(key)
+        read = _readable(oldest[key], lambda place: decode_sidecar(store.get(place, _SIDECAR), owner))  # noqa: B023
+        if read is not None:
+            found[key] = read
+    return found
 
 
 def _facts(key: str, data: bytes, *, trusted: bool) -> EpisodeFacts:
@@ -181,7 +233,7 @@ def _read_hops(record: RunRecord, store: ObjectStore) -> list[HopSample]:
         for episode in record.episodes
         if episode.policy_version is not None and episode.policy_times is not None
     ]
-    return hop_samples(learned, swaps)
+    return hop_samples(learned, swaps, base_version=record.ready_version)
 
 
 def _read_evaluations(store: ObjectStore) -> list[EvaluationResult]:
@@ -237,9 +289,18 @@ def finite(lines: Iterable[Line], name: str) -> list[float]:
     return [line[name] for line in lines if line.get(name) is not None]
 
 
-def swaps(lines: Iterable[Line]) -> list[Line]:
-    """The lines that tell how fast a policy reached a robot; version 0 is left out, it waits for the fleet to start."""
-    return [line for line in lines if "fleet/publish_to_swap_s" in line and line["step"] > 0]
+def swaps(record: RunRecord) -> list[Line]:
+    """The lines that tell how fast a policy reached a robot; the version that waited for the fleet is left out."""
+    return [line for line in record.fleet if "fleet/publish_to_swap_s" in line and line["step"] > record.ready_version]
+
+
+def fleet_laps(record: RunRecord) -> list[Line]:
+    """`laps` without those of a warm-up: they ended before the fleet's first episode began."""
+    own = laps(record.learner)
+    if not record.base_rollouts or not record.episodes:
+        return own
+    begin_s = min(episode.start_utc_ns for episode in record.episodes) / 1e9
+    return [line for line in own if line["utc_s"] >= begin_s]
 
 
 def laps(lines: Iterable[Line]) -> list[Line]:

@@ -14,6 +14,8 @@ DPI = 170
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e6e9ee"
 POLICY, HUMAN = "#3f7cac", "#e07a2f"
 """Colours of the controllers; used for nothing else."""
+SUCCESS, FAILURE = "#1b8a6b", "#a4243b"
+"""Colours of outcomes."""
 TASKS = ("#4c9f70", "#8e5ea8", "#c9a227", "#c2476d", "#2a9d9d", "#7d5a3c", "#5b6fd6", "#8a8d91")
 """Colours of tasks, in the order of the run; repeated after the last."""
 _STYLE: dict[str, Any] = {

@@ -17,10 +17,12 @@ from typing import Any
 from sop.core import freshness as hops
 from sop.core.evaluation import EvaluationResult, TaskResult, wilson_interval
 from sop.core.freshness import as_json
-from sop.core.layout import EpisodeKey, from_lab
+from sop.core.layout import BASE_ACTOR, LAB_ACTOR, EpisodeKey
 from sop.metrics import percentile
 from sop.provenance import cpu_model
-from sop.report.record import EpisodeFacts, Line, RunRecord, finite, laps, read_run, swaps
+from sop.report.before_fleet import advantage_numbers
+from sop.report.record import EpisodeFacts, Line, RunRecord, finite, fleet_laps, laps, read_run, swaps
+from sop.report.value import VALUE, value_numbers, valued_episodes
 
 SUMMARY = "summary.json"
 GAIN_METHOD = "final minus base, Newcombe hybrid score interval (Newcombe 1998, method 10), 95 %"
@@ -74,15 +76,19 @@ def compute(record: RunRecord) -> dict[str, Any]:
         "preset": config.get("preset"),
         "algorithm": config.get("algorithm"),
         "seed": config.get("seed"),
+        "operators": None if record.autonomous is None else not record.autonomous,
+        "exploration": record.explored,
         "interrupted": record.timing.get("interrupted"),
         **_outcome(record),
         **_work(record),
         **_accounting(record),
         **_learning(record),
+        "value": value_numbers(valued_episodes(record)),
+        "recap": advantage_numbers(record),
         **_wall(record.timing),
         "versions": _versions(),
         "hardware": {"cpu": cpu_model(), "cores": os.cpu_count()},
-        "definitions": {"gain": GAIN_METHOD, "lost_episodes": LOST},
+        "definitions": {"gain": GAIN_METHOD, "lost_episodes": LOST, "value": VALUE},
     }
 
 
@@ -188,11 +194,12 @@ def _work(record: RunRecord) -> dict[str, Any]:
 
 
 def _accounting(record: RunRecord) -> dict[str, Any]:
-    """Where every recorded episode is. Top level: the fleet's; `demonstrations`: those of the lab."""
+    """Where every recorded episode is. Top level: the fleet's; `demonstrations`: the lab's; `base_rollouts`: what the
+    base policy did alone. The last two were there before the fleet started."""
 
-    def of(lab: bool) -> dict[str, Any]:
+    def of(origin: str) -> dict[str, Any]:
         def mine(keys: Iterable[str]) -> list[str]:
-            return [key for key in keys if from_lab(key) == lab]
+            return [key for key in keys if _origin(key) == origin]
 
         recorded = mine(record.recorded or ()) or None  # no journal here: recorded on another machine, or nothing
         indexed = None if record.indexed is None else mine(record.indexed)
@@ -207,7 +214,18 @@ def _accounting(record: RunRecord) -> dict[str, Any]:
             "duplicate_episodes": None if indexed is None else len(indexed) - _distinct(indexed),
         }
 
-    return {**of(lab=False), "demonstrations": of(lab=True), "quarantined": len(record.quarantined)}
+    return {
+        **of(""),
+        "demonstrations": of(LAB_ACTOR),
+        "base_rollouts": of(BASE_ACTOR),
+        "quarantined": len(record.quarantined),
+    }
+
+
+def _origin(key: str) -> str:
+    """Who recorded the episode under a key: the prefix of the actor's id, nothing for the fleet's robots."""
+    actor_id = key.split("/")[1]
+    return next((prefix for prefix in (LAB_ACTOR, BASE_ACTOR) if actor_id.startswith(prefix)), "")
 
 
 def _distinct(keys: Iterable[str]) -> int:
@@ -223,11 +241,11 @@ def _learning(record: RunRecord) -> dict[str, Any]:
     return {
         "publishes": sum(version > 0 for version in record.published),
         "learner_steps": max(steps, default=None),
-        "learner_busy": busy(own),
+        "learner_busy": busy(fleet_laps(record)),
         "freshness": {
             "episode_to_sampleable_s": _percentiles(finite(record.learner, "episode/sampleable_s")),
-            "publish_to_swap_s": _percentiles(finite(swaps(record.fleet), "fleet/publish_to_swap_s")),
-            "publish_to_staged_s": _percentiles(finite(swaps(record.fleet), "fleet/publish_to_staged_s")),
+            "publish_to_swap_s": _percentiles(finite(swaps(record), "fleet/publish_to_swap_s")),
+            "publish_to_staged_s": _percentiles(finite(swaps(record), "fleet/publish_to_staged_s")),
             "hops": as_json(hops.summary(record.hops)),
             "by_task": {task: as_json(found) for task, found in hops.by_task(record.hops).items()},
             "by_actor": {actor: as_json(found) for actor, found in hops.by_actor(record.hops).items()},

@@ -42,7 +42,8 @@ def count(number: int, noun: str) -> str:
 
 def describe(summary: Mapping[str, Any]) -> str:
     """One paragraph with the numbers that matter, for a terminal or the top of a page."""
-    sentences = [_collected(summary), _success(summary), _held_out(summary), _loop(summary), _safety(summary)]
+    parts = (_collected, _algorithm, _success, _held_out, _value, _loop, _safety)
+    sentences = [part(summary) for part in parts]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -55,12 +56,36 @@ def _collected(summary: Mapping[str, Any]) -> str:
     text = f"{start}{'Operators recorded' if taught else 'The fleet collected'} {what}"
     if summary["robot_minutes"] is not None:
         text += f" in {minutes(summary['robot_minutes'])} of robot time"
-    if taught:
+    if taught or summary["operators"] is False:
         return text + "."
     text += f", with {count(summary['interventions'], 'intervention')}"
     if summary["operator_minutes"] is not None:
         text += f" and {minutes(summary['operator_minutes'])} of an operator's time"
     return text + "."
+
+
+def _algorithm(summary: Mapping[str, Any]) -> str:
+    if summary["algorithm"] is None:
+        return ""
+    text = f"The algorithm was {summary['algorithm']}"
+    if summary["operators"] is False:
+        text += "; nobody helped"
+    elif summary["operators"]:
+        text += "; operators helped" if summary["interventions"] else "; operators were there"
+    if summary["exploration"]:
+        text += ", with exploration on"
+    return text + "."
+
+
+def _value(summary: Mapping[str, Any]) -> str:
+    value = summary["value"]
+    if value is None or value["rank_correlation"] is None:
+        return ""
+    return (
+        f"The value function, asked about {count(value['num_episodes'], 'episode')} of the fleet that it had not seen, "
+        f"agrees with what came of them at a rank correlation of {value['rank_correlation']:.2f} (calibration error "
+        f"{value['calibration_error']:.2f} on a scale of 1)."
+    )
 
 
 def _success(summary: Mapping[str, Any]) -> str:

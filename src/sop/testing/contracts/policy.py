@@ -1,6 +1,7 @@
 """The contract of `sop.policies.base.TrainablePolicy`, one function per rule.
 
-A policy that only has the mean loss of a batch keeps `POLICY_RULES` and breaks `PER_WINDOW_RULES`.
+A policy that only has the mean loss of a batch keeps `POLICY_RULES` and breaks `PER_WINDOW_RULES`. One that was made
+with an advantage indicator keeps `CONDITIONED_RULES` beside them, one that was made without `UNCONDITIONED_RULES`.
 """
 
 import copy
@@ -16,13 +17,15 @@ from sop.core.embodiment import Observation
 from sop.core.errors import PolicyRefused
 from sop.core.experience import Batch, Windows
 from sop.core.policy import Conditioning, PolicySpec
-from sop.policies.base import TrainablePolicy
+from sop.policies.base import ConditionedPolicy, TrainablePolicy
 from sop.testing.contracts import require, require_equal, require_raises
 
 MakePolicy = Callable[[], TrainablePolicy]
 """Makes the policy under test: fresh, and equal at every call."""
 
 INSTRUCTIONS = ("open the drawer", "close the door")
+
+_UNCONDITIONAL = Conditioning()
 
 
 def sample_batch(spec: PolicySpec, count: int = 4, seed: int = 0) -> Batch:
@@ -41,6 +44,12 @@ def sample_batch(spec: PolicySpec, count: int = 4, seed: int = 0) -> Batch:
         instruction=tuple(INSTRUCTIONS[index % 2] for index in range(count)),
         policy_version=np.zeros(count, np.int64),
     )
+
+
+def with_indicator(batch: Batch) -> Batch:
+    """The same windows, in turn positive, negative and unknown."""
+    indicator = np.resize(np.array((1, -1, 0), np.int8), len(batch))
+    return dataclasses.replace(batch, advantage_indicator=indicator)
 
 
 def sample_observations(spec: PolicySpec, count: int, seed: int = 0) -> list[Observation]:
@@ -206,6 +215,69 @@ def wrong_weights_are_refused_and_the_old_ones_stay(make_policy: MakePolicy) -> 
             np.testing.assert_array_equal(array, kept[name], f"{name} changed although a tensor was {case}")
 
 
+def every_indicator_can_be_learned_and_asked_for(make_policy: MakePolicy) -> None:
+    """Positive, negative and unknown windows in one batch have finite losses; every guidance gives a finite plan."""
+    policy = make_policy()
+    batch = with_indicator(sample_batch(policy.spec))
+    losses = policy.loss(batch, torch.Generator().manual_seed(0))
+    require_equal(tuple(losses.shape), (len(batch),), "shape of the loss")
+    require(bool(torch.isfinite(losses).all()), f"a loss is not finite: {losses}")
+    for indicator in (True, False, None):
+        for guidance in (0.0, 1.0, 2.0):
+            asked = Conditioning(advantage_indicator=indicator, guidance=guidance)
+            planned = _plan(policy, sample_observations(policy.spec, 2), [0, 1], asked)
+            require(bool(np.isfinite(planned).all()), f"{asked} gave a plan that is not finite")
+
+
+def guidance_0_is_the_null_branch(make_policy: MakePolicy) -> None:
+    """To the bit, for both indicators; and the indicator is heard at guidance 1."""
+    policy = make_policy()
+    _move(policy)
+    seen = sample_observations(policy.spec, 2)
+    null = _plan(policy, seen, [0, 1])
+    for indicator in (True, False):
+        asked = Conditioning(advantage_indicator=indicator, guidance=0.0)
+        np.testing.assert_array_equal(_plan(policy, seen, [0, 1], asked), null)
+        heard = _plan(policy, seen, [0, 1], Conditioning(advantage_indicator=indicator))
+        require(not np.array_equal(heard, null), f"an indicator of {indicator} changed nothing")
+
+
+def branches_are_compared_at_equal_draws(make_policy: MakePolicy) -> None:
+    """[B, H, A] float32, 0 at steps without weight, repeatable, whatever indicator the batch has."""
+    policy = make_policy()
+    _move(policy)
+    if not isinstance(policy, ConditionedPolicy):
+        raise AssertionError("the policy has no `branch_velocities`")  # noqa: TRY004
+    batch = sample_batch(policy.spec)
+    first = policy.branch_velocities(batch, torch.Generator().manual_seed(2))
+    again = policy.branch_velocities(with_indicator(batch), torch.Generator().manual_seed(2))
+    for name, velocity, repeated in zip(first._fields, first, again, strict=True):
+        require_equal((velocity.shape, velocity.dtype), (batch.action.shape, np.dtype(np.float32)), f"the {name} one")
+        require(bool((velocity[batch.loss_weight == 0] == 0).all()), f"{name}: a step without weight is not 0")
+        np.testing.assert_array_equal(velocity, repeated)
+    require(not np.array_equal(first.null, first.positive), "the positive branch is the null branch")
+    require(not np.array_equal(first.negative, first.positive), "the positive branch is the negative branch")
+
+
+def an_indicator_it_was_made_without_is_refused(make_policy: MakePolicy) -> None:
+    """By the loss and by inference: `ValueError`, never a plan without it."""
+    policy = make_policy()
+    batch = with_indicator(sample_batch(policy.spec))
+    require_raises(ValueError, "a batch has an indicator", policy.loss, batch, torch.Generator())
+    seen = sample_observations(policy.spec, 1)[0]
+    for indicator in (True, False):
+        asked = Conditioning(advantage_indicator=indicator, guidance=0.0)
+        require_raises(ValueError, "an indicator is asked for", policy.infer, seen, INSTRUCTIONS[0], asked)
+
+
+def _move(policy: TrainablePolicy) -> None:
+    """Take the weights away from where they began: no branch is silent by accident."""
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
+
+
 def _losses_and_gradient(
     policy: TrainablePolicy, batch: Batch
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -216,9 +288,14 @@ def _losses_and_gradient(
     return losses.detach().numpy(), torch.cat(gradients).numpy()
 
 
-def _plan(policy: TrainablePolicy, observations: list[Observation], seeds: list[int]) -> npt.NDArray[np.float32]:
+def _plan(
+    policy: TrainablePolicy,
+    observations: list[Observation],
+    seeds: list[int],
+    conditioning: Conditioning = _UNCONDITIONAL,
+) -> npt.NDArray[np.float32]:
     generators = [np.random.default_rng(seed) for seed in seeds]
-    return policy.infer_many(observations, [INSTRUCTIONS[0]] * len(observations), Conditioning(), generators)
+    return policy.infer_many(observations, [INSTRUCTIONS[0]] * len(observations), conditioning, generators)
 
 
 POLICY_RULES = (
@@ -237,3 +314,13 @@ POLICY_RULES = (
 
 PER_WINDOW_RULES = (a_window_has_its_own_loss,)
 """What a policy with a loss of its own per window keeps."""
+
+CONDITIONED_RULES = (
+    every_indicator_can_be_learned_and_asked_for,
+    guidance_0_is_the_null_branch,
+    branches_are_compared_at_equal_draws,
+)
+"""What a policy with an advantage indicator keeps beside the others."""
+
+UNCONDITIONED_RULES = (an_indicator_it_was_made_without_is_refused,)
+"""What a policy without an advantage indicator keeps beside the others."""

@@ -1,0 +1,185 @@
+"""An algorithm whose opinion changes: what it is told, what it is asked, and that a resumed learner sees the same."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learner_examples import Moody, open_learner
+from sop import system
+from sop.algorithms import make_algorithm
+from sop.buffer import IndexSegments
+from sop.core import layout
+from sop.core.codec import EncodedEpisode, content_hash, decode, encode
+from sop.core.experience import Source
+from sop.core.layout import EpisodeKey
+from sop.core.lineage import Lineage, StepDraw
+from sop.core.sidecar import decode_sidecar
+from sop.learner import Checkpoint, CheckpointStore
+from sop.replay import replay_batch
+from sop.runs import Run
+from sop.system import make_learner_policy, run_pretraining
+from sop.testing.memory import MemoryStore
+
+
+def all_keys(run: Run) -> list[str]:
+    return [*run.store.keys("demonstrations/"), *run.store.keys("episodes/")]
+
+
+def train(run: Run, steps: int, resume: Checkpoint | None = None) -> tuple[list[StepDraw], Checkpoint, Moody]:
+    """Draws since the base, the state at the end, the rule."""
+    algorithm = Moody()
+    with open_learner(run, algorithm, offline_steps=steps) as (learner, parts):
+        if resume is None:
+            parts.books.index(parts.ingest.take(all_keys(run)))
+        else:
+            learner.restore(resume)
+        learner.train(threading.Event())
+        saved = learner.checkpoint()
+        store = CheckpointStore(MemoryStore(), IndexSegments(MemoryStore(), "0" * 32))
+        store.save(saved)
+        store.close()
+        again = store.newest()
+    assert again is not None
+    return list(Lineage.decode(saved.tensors["draws/lineage"].numpy().tobytes()).draws), again, algorithm
+
+
+def facts(draws: list[StepDraw]) -> list[tuple[int, str, int]]:
+    return [(draw.learner_step, draw.batch_hash, draw.label_version) for draw in draws]
+
+
+def test_labels_are_those_of_the_moment_of_the_step_and_a_resumed_learner_sees_the_same(finished_base: Run) -> None:
+    straight, _, _ = train(finished_base, 12)
+    assert [draw.label_version for draw in straight] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    for draw in straight:
+        assert draw.loss_weight is not None
+        assert set(np.unique(draw.loss_weight)) <= {np.float32(0), np.float32(1 / np.float32(draw.label_version))}
+    for middle in (5, 6):  # after a step whose successor changes the labels, and after one whose does not
+        first, checkpoint, _ = train(finished_base, middle)
+        both, _, _ = train(finished_base, 12, checkpoint)
+        assert facts(first) == facts(straight)[:middle]
+        assert facts(both) == facts(straight)
+
+
+def test_the_algorithm_is_asked_in_an_order_that_repeats_and_told_once_in_the_order_of_the_index(
+    finished_base: Run,
+) -> None:
+    _, _, first = train(finished_base, 5)
+    _, checkpoint, again = train(finished_base, 5)
+    assert first.asked == again.asked
+    assert first.told == again.told
+    keys = [EpisodeKey.parse(key) for key in all_keys(finished_base)]
+    sources = {layout.DEMONSTRATIONS: Source.OFFLINE, layout.EPISODES: Source.ONLINE}
+    assert first.told == [(f"{key.actor_id}/{key.sequence}", sources[key.folder]) for key in keys]
+    assert first.library is not None
+    assert [*first.library.keys(Source.OFFLINE), *first.library.keys(Source.ONLINE)] == all_keys(finished_base)
+    _, _, resumed = train(finished_base, 6, checkpoint)
+    assert resumed.told == [], "a resumed rule knows what it was told"
+
+
+def add_rollouts(run: Run, count: int) -> list[str]:
+    """What a base actor would have recorded: the fleet's episodes under its name, of version 0."""
+    keys = []
+    for number, key in enumerate(sorted(run.store.keys("episodes/"))[:count]):
+        changes: dict[str, Any] = {"actor_id": "base-0", "sequence": number, "policy_version": 0}
+        data = encode(replace(decode(run.store.get(key)), **changes))
+        steps = EncodedEpisode(data).num_steps
+        keys.append(str(EpisodeKey(layout.DEMONSTRATIONS, "base-0", number, steps, content_hash(data))))
+        run.store.put(keys[-1], data)
+    return keys
+
+
+@pytest.fixture
+def with_rollouts(finished_base: Run) -> Any:
+    keys = add_rollouts(finished_base, 3)
+    yield keys
+    for key in keys:
+        finished_base.store.delete(key)
+
+
+def test_base_rollouts_are_indexed_first_and_are_not_counted_as_collected(
+    finished_base: Run, with_rollouts: list[str]
+) -> None:
+    algorithm, run = Moody(), finished_base
+    with open_learner(run, algorithm) as (_, parts):
+        new = parts.books.index(system._prepared(run, parts))
+        assert (new, parts.books.collected, parts.books.fresh_starts) == ([], 0, 0)
+        assert parts.index.num_episodes(Source.OFFLINE) == 12 + 3
+        assert parts.library.keys(Source.OFFLINE)[:3] == with_rollouts
+        assert parts.library.get(with_rollouts[0]).policy_version == 0
+        block = parts.index.block(0, len(parts.index))
+        assert not block.from_fleet().any()
+        parts.books.learned(1, parts.loader.next(), newest_version=0)
+        assert parts.books.fresh_draws == 0
+        assert len(parts.books.index(parts.ingest.take(run.store.keys("episodes/")))) == parts.books.collected == 6
+
+
+def test_numbers_behind_the_labels_are_stored_for_rollouts_and_the_fleet_but_not_for_demonstrations(
+    finished_base: Run, with_rollouts: list[str]
+) -> None:
+    run = finished_base
+    for key in list(run.store.keys("labels/")):
+        run.store.delete(key)
+    with open_learner(run, Moody()) as (_, parts):
+        parts.books.index(parts.ingest.take(all_keys(run)))
+    told = [EpisodeKey.parse(key) for key in (*with_rollouts, *run.store.keys("episodes/"))]
+    wanted = {layout.sidecar(run.config.algorithm, 1, key.episode_id): key for key in told}
+    assert set(run.store.keys("labels/")) == set(wanted)
+    for place, key in wanted.items():
+        found = decode_sidecar(run.store.get(place), key)
+        assert (found.version, found.columns["value"].tolist()) == (1, [-0.5] * key.num_steps)
+
+
+def test_pretraining_reads_the_lab_and_no_rollout(
+    finished_base: Run, with_rollouts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    def look(_: object, keys: list[str]) -> list[object]:
+        taken.extend(keys)
+        return []
+
+    monkeypatch.setattr(system.Ingest, "take", look)
+    with pytest.raises(system.RunError, match="no demonstrations"):
+        run_pretraining(finished_base, threading.Event())
+    assert len(taken) == 12
+    assert set(taken).isdisjoint(with_rollouts)
+
+
+def test_a_batch_is_drawn_again_with_the_labels_it_had_though_the_rule_thinks_otherwise_now(
+    finished_base: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_base
+    with open_learner(run, Moody(), offline_steps=5) as (learner, parts):
+        parts.books.index(parts.ingest.take(all_keys(run)))
+        learner.run(threading.Event())
+    monkeypatch.setattr("sop.replay.make_algorithm", lambda *_: make_algorithm("bc", {}, 1.0))
+    for step in (3, 4, 5):
+        replay = replay_batch(run, step)
+        assert replay.draw.label_version == (1 if step < 4 else 2)
+        assert replay.same
+    unlabelled = replace(replay.draw, loss_weight=None)
+    monkeypatch.setattr("sop.replay.find_draw", lambda *_: (replay.manifest, unlabelled))
+    assert not replay_batch(run, 5).same, "the rule as it is now gives other labels"
+
+
+def test_a_rule_s_metrics_are_in_the_learner_s_report(finished_base: Run) -> None:
+    with open_learner(finished_base, Moody()) as (learner, parts):
+        learner.report("here", force=True)
+        lines = (finished_base.folder / "metrics" / "learner.jsonl").read_text().splitlines()
+        assert parts.publisher.last_published is not None
+    assert '"moody/mood":1.0' in lines[-1].replace(" ", "")
+
+
+def test_a_policy_is_made_with_what_the_algorithm_needs(
+    finished_base: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = Moody()
+    monkeypatch.setattr(Moody, "policy_settings", {"indicator": "embed"})
+    monkeypatch.setattr(system, "make_algorithm", lambda *_: rule)
+    policy, algorithm = make_learner_policy(finished_base)
+    assert algorithm is rule
+    assert policy.spec.config["indicator"] == "embed"
