@@ -165,7 +165,7 @@ def test_a_batch_that_cannot_be_loaded_says_so_when_it_is_due(tmp_path: Path) ->
         ) as loader:
             assert loader.next().windows is WINDOWS[1]
             with pytest.raises(InvalidRecord, match=keys[0]):
-                loader._pending.popleft()[1].result()
+                loader._pending.popleft().future.result()
             store.before = away
             assert loader.load(WINDOWS[1]).windows is WINDOWS[1]
             store.before = lambda operation, key: None

@@ -7,7 +7,9 @@ from sop.config import RobotConfig
 from sop.core.evaluation import EvaluationResult, TaskResult, wilson_interval
 from sop.core.policy import Conditioning
 from sop.evaluation import ExpertDriver, PolicyDriver, evaluate_task, merge, shard
+from sop.evaluator import asking, evaluate_part, make_request
 from sop.robots import make_robot
+from sop.runs import Run
 from sop.testing.policy import FakePolicy
 
 CONFIG = RobotConfig(kind="toy", fleet_tasks=("touch-red",), image_size=24)
@@ -74,3 +76,17 @@ def test_merged_and_pooled_results_add_up_and_survive_json() -> None:
     assert merged.pooled(("a", "b")).success == pytest.approx(13 / 20)
     assert merged.pooled(("b",)).throughput == pytest.approx(3600 * 10 / 40)
     assert EvaluationResult.from_json(merged.to_json()) == merged
+
+
+def test_a_policy_can_be_asked_for_something_else_than_its_manifest_says(finished_base: Run) -> None:
+    plain = make_request(finished_base, "final", 0)
+    bad = asking(plain, "bad", 1.5)
+    assert bad.name == "final-bad-1.5"
+    assert bad.key == "evaluations/00000000/final-bad-1.5.json", "the evaluation itself is not touched"
+    assert bad.conditioning == Conditioning(advantage_indicator=False, guidance=1.5)
+    with pytest.raises(ValueError, match="indicator"):
+        evaluate_part(finished_base, bad, 0, 10)
+    nothing = evaluate_part(finished_base, asking(plain, "nothing", 1.0), 0, 10)
+    assert nothing.tasks == evaluate_part(finished_base, plain, 0, 10).tasks
+    with pytest.raises(ValueError, match="good, bad, nothing"):
+        asking(plain, "better", 1.0)

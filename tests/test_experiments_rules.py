@@ -102,7 +102,7 @@ def test_policy_settings_install_and_conditioning_are_those_of_the_arm(name: str
     assert dict(rule.policy_settings) == expected
     assert rule.settings.install == ("warmup" if name.endswith("warm") or name == "positive-only" else "cold")
     assert rule.conditioning().advantage_indicator is (None if arm.kind is None else True)
-    assert (rule.settings.warmup_max_steps, rule.settings.value_refresh) == (150, 0)
+    assert (rule.settings.warmup_max_steps, rule.settings.value_refresh) == (100, 0)
     assert (rule.settings.rollouts, rule.settings.demonstrations) == ("value_and_policy", "positive")
     assert (rule.settings.lookahead_s, rule.collection) == (0.2, Collection.ON_POLICY)
 

@@ -114,6 +114,8 @@ def _add_processes(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     evaluate.add_argument("run", help="folder of the run, or URL of its store")
     evaluate.add_argument("--version", type=int, help="policy version (default: the newest)")
     evaluate.add_argument("--name", default="final", help="base, final, progress or expert (default final)")
+    evaluate.add_argument("--ask", help="good, bad or nothing, instead of what the policy's manifest says (RECAP)")
+    evaluate.add_argument("--guidance", type=float, default=1.0, help="beta of what is asked for (default 1)")
     evaluate.add_argument("--workers", type=int, default=1, help="processes")
     evaluate.add_argument("--part", metavar="I/N", help="evaluate every N-th episode and print the result as JSON")
     evaluate.add_argument("--follow", action="store_true", help="evaluate each newest version until stopped")
@@ -213,7 +215,7 @@ def _learner(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from sop.evaluator import evaluate, evaluate_part, follow, make_request, newest_version
+    from sop.evaluator import asking, evaluate, evaluate_part, follow, make_request, newest_version
     from sop.processes import stop_on_signals, stop_with_parent
     from sop.runs import open_run
 
@@ -225,6 +227,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         return 0
     version = newest_version(run) if options.version is None else options.version
     request = make_request(run, options.name, version)
+    if options.ask is not None:
+        request = asking(request, options.ask, options.guidance)
     if options.part:
         part, _, parts = options.part.partition("/")
         print(evaluate_part(run, request, int(part), int(parts)).to_json().decode())

@@ -321,4 +321,4 @@ class RunConfig:
         """The exploration of the base rollouts."""
         if not self.rollouts.explore:
             return ExplorationConfig()
-        return replace(self.exploration, kind="offset", schedule="constant")
+        return replace(self.exploration, kind="offset", schedule="constant", final_share=0.0, over_episodes=None)

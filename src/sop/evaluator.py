@@ -3,6 +3,8 @@
 evaluations/<version>/base.json, final.json     all tasks, many episodes
 evaluations/<version>/progress.json             fleet tasks, few episodes, while the fleet runs
 evaluations/00000000/expert.json                the scripted expert: the ceiling
+evaluations/<version>/final-bad-1.json          asked for something else than the manifest says: good, bad or nothing,
+                                                and with which guidance
 """
 
 import logging
@@ -10,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 
 import torch
@@ -19,6 +21,7 @@ from sop.broadcast import fetch_manifest, fetch_policy, published_versions
 from sop.core import layout
 from sop.core.errors import AlreadyExists, NotFound, RunError, StoreUnavailable
 from sop.core.evaluation import EvaluationResult
+from sop.core.policy import Conditioning
 from sop.evaluation import Driver, ExpertDriver, PolicyDriver, evaluate_task, merge, shard
 from sop.policies import make_policy
 from sop.processes import child_environment
@@ -43,6 +46,8 @@ class Request:
     episodes: int
     """Per task."""
     first_seed: int
+    conditioning: Conditioning | None = None
+    """What the policy is asked for; None for what its manifest says."""
 
     @property
     def key(self) -> str:
@@ -69,6 +74,22 @@ def make_request(run: Run, name: str, version: int) -> Request:
         episodes=config.episodes_per_task,
         first_seed=config.first_seed,
     )
+
+
+ASKED: dict[str, bool | None] = {"good": True, "bad": False, "nothing": None}
+"""What a policy with an advantage indicator can be asked for -> the indicator."""
+
+
+def asking(request: Request, ask: str, guidance: float) -> Request:
+    """The same evaluation with another conditioning than the manifest's, stored under a name of its own.
+
+    Raises:
+        ValueError: `ask` is not in `ASKED`.
+    """
+    if ask not in ASKED:
+        raise ValueError(f"--ask must be one of {', '.join(ASKED)}, got {ask!r}")
+    conditioning = Conditioning(advantage_indicator=ASKED[ask], guidance=guidance)
+    return replace(request, name=f"{request.name}-{ask}-{guidance:g}", conditioning=conditioning)
 
 
 def evaluate(run: Run, request: Request, *, workers: int, stop: Event) -> EvaluationResult:
@@ -103,7 +124,7 @@ def evaluate_part(run: Run, request: Request, part: int, parts: int) -> Evaluati
         manifest, weights = fetch_policy(run.store, request.version)
         policy = make_policy(manifest.spec)
         policy.load(weights, request.version)
-        driver = PolicyDriver(robot, policy, manifest.conditioning)
+        driver = PolicyDriver(robot, policy, request.conditioning or manifest.conditioning)
         published, online, version = manifest.created_utc_ns, manifest.online_episodes, request.version
     reset_s = run.config.fleet.reset_s
     tasks = {task: evaluate_task(robot, driver, task, seeds, reset_s) for task in request.tasks if seeds}
@@ -152,7 +173,10 @@ def newest_version(run: Run) -> int:
 def _evaluate_in_processes(run: Run, request: Request, workers: int, stop: Event) -> list[EvaluationResult]:
     workers = min(workers, request.episodes)
     command = [sys.executable, "-m", "sop", "evaluate", run.place]
-    command += ["--name", request.name, "--version", str(request.version)]
+    command += ["--name", request.name.split("-")[0], "--version", str(request.version)]
+    if request.conditioning is not None:
+        _, ask, _ = request.name.split("-", 2)
+        command += ["--ask", ask, "--guidance", str(request.conditioning.guidance)]
     processes = [
         subprocess.Popen(
             [*command, "--part", f"{part}/{workers}"],
