@@ -261,3 +261,6 @@ def test_rollouts_are_the_base_policys_alone_whatever_else_is_published(recorded
 def test_the_names_of_rollout_actors_are_theirs_alone(actor_id: str, rollout: bool) -> None:
     with pytest.raises(ValueError, match="ids that begin with base- are for --rollout alone"):
         ActorOptions(actor_id=actor_id, rollout=rollout)
+    with pytest.raises(ValueError, match="ids that begin with lab- are for --demonstrate alone"):
+        ActorOptions(actor_id="lab-9")
+    assert ActorOptions(actor_id="robot-7", demonstrate=True).demonstrate

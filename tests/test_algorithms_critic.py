@@ -11,7 +11,7 @@ from sop.algorithms import make_algorithm
 from sop.algorithms.critic import Critic
 from sop.algorithms.critic_settings import CriticSettings
 from sop.core.episode import Episode, Outcome
-from sop.core.errors import RunError
+from sop.core.errors import InvalidRecord, RunError
 from sop.core.experience import Source
 from sop.testing.episodes import TOY_BODY, make_episode
 from sop.testing.library import MemoryLibrary, tiny_policy
@@ -50,6 +50,12 @@ def test_it_refuses_to_start_without_rollouts_of_the_base_policy() -> None:
 def test_it_refuses_a_task_without_a_failure_and_says_what_to_do() -> None:
     library = MemoryLibrary([DEMONSTRATION, *rollouts(GOOD, BAD), *rollouts(GOOD, GOOD, Outcome.ABORTED, task="pull")])
     with pytest.raises(RunError, match=r"task 'pull' has no failed episode \(2 successful, 0 failed.*more base roll"):
+        critic().prepare(library, tiny_policy(TOY_BODY))
+
+
+def test_it_refuses_a_task_whose_rollouts_were_all_aborted() -> None:
+    library = MemoryLibrary([DEMONSTRATION, *rollouts(Outcome.ABORTED), *rollouts(GOOD, BAD, task="pull")])
+    with pytest.raises(RunError, match=r"task 'push' has no failed episode \(1 successful, 0 failed, 1 aborted\)"):
         critic().prepare(library, tiny_policy(TOY_BODY))
 
 
@@ -139,6 +145,26 @@ def test_a_refresh_comes_on_schedule_and_only_when_the_fleet_recorded_more() -> 
     library.add(make_episode("pppp", sequence=3), Source.ONLINE)
     assert made.refresh(12, library)
     assert made.version == 3
+
+
+def test_what_is_held_out_does_not_depend_on_the_order_in_which_it_comes() -> None:
+    made, function = written(value_refresh=5, refresh_steps=3, refresh_episodes=1)
+    library = MemoryLibrary(list(reversed(rollouts(GOOD, GOOD, BAD))))
+    library.add(make_episode("pppp"), Source.ONLINE)
+    assert made.refresh(5, library)
+    assert function.fitted == [[("base-push", 2), ("base-push", 0), ("robot-0", 0)]]
+
+
+def test_a_refresh_that_cannot_read_leaves_the_value_function_as_it_is() -> None:
+    made, function = written(value_refresh=5, refresh_steps=3)
+    library = MemoryLibrary(rollouts(GOOD, BAD), [make_episode("pppp")])
+
+    def damaged(_: Episode) -> float:
+        raise InvalidRecord("images.front", "not a readable JPEG")
+
+    function.value = damaged
+    assert not made.refresh(5, library)
+    assert (made.version, function.fitted) == (1, [])
 
 
 def test_a_frozen_value_function_is_never_fitted_again() -> None:

@@ -156,7 +156,9 @@ def test_base_rollouts_train_the_value_function_alone() -> None:
     assert signs(labels) == [0] * 6
     assert not labels.loss_weight.any()
     assert not labels.can_start.any()
-    judged = rule(demonstrations="advantage", rollouts="value_only")  # the offline buffer has a threshold, and it is not for them
+    judged = rule(
+        demonstrations="advantage", rollouts="value_only"
+    )  # the offline buffer has a threshold, and it is not for them
     indexed(judged, make_episode("hhhh", actor_id="lab-0", policy_version=None), rollout(), source=Source.OFFLINE)
     assert signs(judged.annotate(rollout())) == [0] * 6
     assert recap.sidecar(rollout()).columns["realised"] == pytest.approx([-0.25, -0.2, -0.15, -0.1, -0.05, 0])
@@ -252,7 +254,7 @@ def test_what_the_policy_and_the_fleet_are_told() -> None:
     assert recap.needs_rollouts
     assert recap.warm_up is recap.settings
     assert (recap.warm_up.install, recap.warm_up.warmup_separation, recap.warm_up.warmup_null_tolerance) == (
-        "warmup", 0.01, 0.05,
+        "warmup", 0.0003, 0.05,
     )  # fmt: skip
 
 

@@ -98,6 +98,16 @@ def test_an_episode_of_another_run_is_quarantined_with_the_field(changes: dict[s
     assert store.get(bad)
 
 
+@pytest.mark.parametrize("actor_id", ["lab-0", "base-0"])
+def test_who_recorded_before_the_fleet_started_is_not_taken_for_the_fleet(actor_id: str) -> None:
+    store = MemoryStore()
+    bad, good = put(store, actor_id=actor_id), put(store, layout.DEMONSTRATIONS, actor_id=actor_id)
+    ingest = Ingest(store, MemoryBus(), RUN)
+    ingest.reconcile()
+    assert [str(episode.key) for episode in ingest.drain()] == [good]
+    assert "before the fleet started" in ingest.quarantined[bad]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "renamed", "nonsense"])
 def test_altered_bytes_never_reach_the_index(damage: str) -> None:
     store = MemoryStore()

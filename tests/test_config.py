@@ -79,7 +79,8 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
         (LearnerConfig, {"ema": 1.0}, r"\[0, 1\)"),
         (EvaluationConfig, {"first_seed": 2**31}, "first_seed"),
         (ExplorationConfig, {"kind": "gaussian"}, "none or offset, got 'gaussian'"),
-        (ExplorationConfig, {"std": -0.1}, "std must be 0 or more, got -0.1"),
+        (ExplorationConfig, {"std": -0.1}, "std must be 0 or more and finite, got -0.1"),
+        (ExplorationConfig, {"tempo": float("inf")}, "tempo must be 0 or more and finite, got inf"),
         (ExplorationConfig, {"probability": 1.5}, r"probability must be in \[0, 1\], got 1.5"),
         (ExplorationConfig, {"final_share": -1}, "final_share"),
         (ExplorationConfig, {"hold_chunks": 0}, "hold_chunks must be at least 1, got 0"),
@@ -108,13 +109,13 @@ def test_who_learns_from_nobody_but_people_does_not_explore(algorithm: str) -> N
         check_names(make_config("debug", [f"algorithm={algorithm}", "exploration.kind=offset"]))
 
 
-def test_rollouts_explore_with_the_runs_exploration_at_full_strength_or_the_default_one() -> None:
+def test_rollouts_explore_with_the_runs_exploration_at_full_strength_also_when_the_fleet_does_not() -> None:
     assert make_config("debug").rollout_exploration == ExplorationConfig(kind="offset")
     assert make_config("debug", ["rollouts.explore=false"]).rollout_exploration.kind == "none"
     fading = ["exploration.over_episodes=5", "exploration.kind=offset", "exploration.std=0.1"]
     constant = make_config("debug", fading)
     linear = make_config("debug", [*fading, "exploration.schedule=linear"])
-    assert constant.exploration == constant.rollout_exploration == linear.rollout_exploration
+    assert constant.rollout_exploration == linear.rollout_exploration == ExplorationConfig(kind="offset", std=0.1)
     assert linear.exploration != linear.rollout_exploration
 
 

@@ -90,3 +90,6 @@ def test_a_policy_can_be_asked_for_something_else_than_its_manifest_says(finishe
     assert nothing.tasks == evaluate_part(finished_base, plain, 0, 10).tasks
     with pytest.raises(ValueError, match="good, bad, nothing"):
         asking(plain, "better", 1.0)
+    for guidance in (float("nan"), float("inf"), -0.5):
+        with pytest.raises(ValueError, match="0 or more and finite"):
+            asking(plain, "good", guidance)

@@ -80,6 +80,18 @@ def test_the_algorithm_is_asked_in_an_order_that_repeats_and_told_once_in_the_or
     assert resumed.told == [], "a resumed rule knows what it was told"
 
 
+def test_a_rule_is_told_nothing_twice_when_a_lost_index_is_rebuilt(
+    finished_base: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Moody, "state_dict", lambda rule: {"mood": rule.mood, "told": list(map(list, rule.told))})
+    monkeypatch.setattr(
+        Moody, "load_state_dict", lambda rule, state: vars(rule).update(mood=state["mood"], told=state["told"])
+    )
+    _, checkpoint, first = train(finished_base, 4)
+    _, _, resumed = train(finished_base, 5, replace(checkpoint, rows=None))
+    assert resumed.told == list(map(list, first.told))
+
+
 def add_rollouts(run: Run, count: int) -> list[str]:
     """What a base actor would have recorded: the fleet's episodes under its name, of version 0."""
     keys = []
@@ -183,3 +195,30 @@ def test_a_policy_is_made_with_what_the_algorithm_needs(
     policy, algorithm = make_learner_policy(finished_base)
     assert algorithm is rule
     assert policy.spec.config["indicator"] == "embed"
+
+
+@pytest.mark.parametrize(
+    ("indicator", "freeze", "message"),
+    [
+        ("embed", "expert", r"'expert' matches expert\.indicator\.weight, which the base policy lacks"),
+        ("embed", "vision", None),
+        ("text", "expert", None),
+    ],
+)
+def test_what_the_base_lacks_cannot_be_frozen(
+    finished_base: Run, monkeypatch: pytest.MonkeyPatch, indicator: str, freeze: str, message: str | None
+) -> None:
+    monkeypatch.setattr(Moody, "policy_settings", {"indicator": indicator})
+    monkeypatch.setattr(system, "make_algorithm", lambda *_: Moody())
+    config = finished_base.config
+    run = replace(finished_base, config=replace(config, learner=replace(config.learner, freeze=freeze)))
+    if message is None:
+        assert make_learner_policy(run)[0].spec.config["indicator"] == indicator
+    else:
+        with pytest.raises(ValueError, match=message):
+            make_learner_policy(run)
+
+
+def test_what_the_base_has_cannot_be_left_behind() -> None:
+    with pytest.raises(ValueError, match="the base policy has b, which the algorithm's policy lacks"):
+        system._require_publishable({"a", "b"}, {"a"}, "")

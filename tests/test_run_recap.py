@@ -100,6 +100,13 @@ def test_rollouts_and_warm_up_lie_between_base_evaluation_and_fleet(tmp_path: Pa
     assert list(Launcher(make_run(tmp_path / "a"), Event())._phases) == PHASES
 
 
+def test_rollouts_that_could_not_be_explored_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has the action elements 0 to \d+, got \[99\]"):
+        make_run(tmp_path / "a", "algorithm=recap", "exploration.elements=[99]")
+    assert not (tmp_path / "a").exists()
+    make_run(tmp_path / "b", "exploration.elements=[99]")
+
+
 def test_who_does_not_ask_for_rollouts_gets_none(tmp_path: Path) -> None:
     assert list(Launcher(make_run(tmp_path / "a"), Event())._phases) == [*PHASES[:3], *PHASES[5:]]
 

@@ -115,7 +115,8 @@ class ExplorationConfig:
     def __post_init__(self) -> None:
         _require(self.kind in ("none", "offset"), f"exploration.kind must be none or offset, got {self.kind!r}")
         for name in ("std", "tempo"):
-            _require(getattr(self, name) >= 0, f"exploration.{name} must be 0 or more, got {getattr(self, name)}")
+            value = getattr(self, name)
+            _require(0 <= value < float("inf"), f"exploration.{name} must be 0 or more and finite, got {value}")
         for name in ("probability", "final_share"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"exploration.{name} must be in [0, 1], got {value}")

@@ -84,10 +84,12 @@ def asking(request: Request, ask: str, guidance: float) -> Request:
     """The same evaluation with another conditioning than the manifest's, stored under a name of its own.
 
     Raises:
-        ValueError: `ask` is not in `ASKED`.
+        ValueError: `ask` is not in `ASKED`, or `guidance` is negative or not finite.
     """
     if ask not in ASKED:
         raise ValueError(f"--ask must be one of {', '.join(ASKED)}, got {ask!r}")
+    if not 0 <= guidance < float("inf"):
+        raise ValueError(f"--guidance must be 0 or more and finite, got {guidance}")
     conditioning = Conditioning(advantage_indicator=ASKED[ask], guidance=guidance)
     return replace(request, name=f"{request.name}-{ask}-{guidance:g}", conditioning=conditioning)
 

@@ -23,6 +23,8 @@ _PARENT = "SOP_PARENT_PID"
 _EARLY_DEATH_S = 5.0
 """A process that dies this soon after its start has failed to start."""
 _MAX_EARLY_DEATHS = 3
+_WRONG_USAGE = 2
+"""Exit code of a process that was told something that cannot be done: it would be so again."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -75,7 +77,8 @@ class Children:
         """Restart what died and may be restarted; call it often, it does not wait.
 
         Raises:
-            RunError: a process that is not restarted failed, or one fails again and again at its start.
+            RunError: a process that is not restarted failed, one fails again and again at its start, or one was
+                started in a way that cannot work.
         """
         for child in list(self._children.values()):
             code = child.process.poll()
@@ -85,7 +88,7 @@ class Children:
                 child.early_deaths += 1
             else:
                 child.early_deaths = 0
-            if not child.restart or child.early_deaths >= _MAX_EARLY_DEATHS:
+            if code == _WRONG_USAGE or not child.restart or child.early_deaths >= _MAX_EARLY_DEATHS:
                 raise RunError(f"{child.name} ended with code {code}; its log ends so:\n{self.log_tail(child.name)}")
             child.restarts += 1
             self.on_restart(f"{child.name} died (code {code}) and was started again")

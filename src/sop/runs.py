@@ -56,7 +56,9 @@ def create_run(folder: Path, config: RunConfig) -> Run:
     """
     check_names(config)
     robot = make_robot(config.robot)
-    make_exploration(config.exploration, robot.embodiment)
+    needs_rollouts = make_algorithm(config.algorithm, config.algorithm_settings, control_hz=1.0).needs_rollouts
+    for exploration in (config.exploration, *((config.rollout_exploration,) if needs_rollouts else ())):
+        make_exploration(exploration, robot.embodiment)
     store = open_store(str(folder / "store"))
     probe(store)
     tasks = config.robot.all_tasks

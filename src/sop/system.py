@@ -37,6 +37,7 @@ know each other.
 
 import logging
 import os
+import re
 import zlib
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -90,6 +91,10 @@ class ActorOptions:
     def __post_init__(self) -> None:
         if self.rollout != self.actor_id.startswith(layout.BASE_ACTOR):
             raise ValueError(f"ids that begin with {layout.BASE_ACTOR} are for --rollout alone, got {self.actor_id!r}")
+        if not self.demonstrate and self.actor_id.startswith(layout.LAB_ACTOR):
+            raise ValueError(
+                f"ids that begin with {layout.LAB_ACTOR} are for --demonstrate alone: no {self.actor_id!r}"
+            )
 
 
 def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
@@ -230,13 +235,30 @@ def make_learner_policy(run: Run) -> tuple[TrainablePolicy, Algorithm]:
 
     Raises:
         NotFound: no base policy is published yet.
+        ValueError: the algorithm changes the policy's tensors in a way that cannot be published.
     """
     manifest, weights = fetch_policy(run.store, 0)
     policy = make_policy(manifest.spec, seed=run.config.seed)
     policy.load(weights, 0)
     settings = run.config.algorithm_settings
     algorithm = make_algorithm(run.config.algorithm, settings, run.manifest.embodiment.control_hz)
-    return conditioned(policy, algorithm.policy_settings, run.config.seed), algorithm
+    made = conditioned(policy, algorithm.policy_settings, run.config.seed)
+    _require_publishable(set(weights), set(made.module.state_dict()), run.config.learner.freeze)
+    return made, algorithm
+
+
+def _require_publishable(base: set[str], names: set[str], frozen: str) -> None:
+    """What a published policy does not bring along is taken from the base: it must be there, and wanted."""
+    if unwanted := sorted(base - names):
+        raise ValueError(
+            f"the base policy has {unwanted[0]}, which the algorithm's policy lacks: robots would refuse it; take the "
+            "indicator that the base was made with, or another base"
+        )
+    missing = sorted(name for name in names - base if frozen and re.search(frozen, name))
+    if missing:
+        raise ValueError(
+            f"learner.freeze: {frozen!r} matches {missing[0]}, which the base policy lacks: it has to be trained"
+        )
 
 
 def _before_fleet(run: Run) -> list[str]:

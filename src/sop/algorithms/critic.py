@@ -124,7 +124,7 @@ class Critic:
         Raises:
             RunError: no base rollouts, or a task that has some lacks a success or a failure; says what to do.
         """
-        episodes = [episode for episode in self._offline(library) if episode.outcome is not Outcome.ABORTED]
+        episodes = list(self._offline(library))
         tasks = sorted({episode.task for episode in episodes if origin_of(episode) is Origin.ROLLOUT})
         if not tasks:
             raise RunError(
@@ -132,7 +132,7 @@ class Critic:
                 f"none in {len(episodes)} episodes; record some: `sop actor RUN --id base-0 --rollout`"
             )
         require_outcomes({task: [episode for episode in episodes if episode.task == task] for task in tasks})
-        kept, held_out = _split(episodes)
+        kept, held_out = _split([episode for episode in episodes if episode.outcome is not Outcome.ABORTED])
         device = next(policy.module.parameters()).device
         function = ValueFunction(
             policy.spec,
@@ -201,7 +201,7 @@ class Critic:
 
     def known(self, library: Library) -> Iterator[StoredEpisode]:
         """What a refresh sees: the offline buffer, then the fleet's newest episodes, oldest first."""
-        yield from self._offline(library)
+        yield from _readable(library, library.keys(Source.OFFLINE))
         yield from _readable(library, library.keys(Source.ONLINE)[-self._settings.refresh_episodes :])
 
     def refresh(self, learner_step: int, library: Library) -> bool:
@@ -217,11 +217,11 @@ class Critic:
             return False
         self._refreshed_at, self._refreshed_with = learner_step, len(online)
         newest = list(_readable(library, online[-DRIFT_EPISODES:]))
-        before = calibrate([self._valued(episode) for episode in newest], function.version)
-        kept, _ = _split([one for one in self.known(library) if one.outcome is not Outcome.ABORTED])
         try:
+            before = calibrate([self._valued(episode) for episode in newest], function.version)
+            kept, _ = _split([one for one in self.known(library) if one.outcome is not Outcome.ABORTED])
             report = function.fit(kept, self._settings.refresh_steps)
-        except RunError as error:
+        except (RunError, InvalidRecord, StoreError) as error:
             _log.warning("learner step %d: the value function stays as it is: %s", learner_step, error)
             return False
         self._forget()
@@ -291,15 +291,21 @@ class Critic:
 
 
 def _split(episodes: Iterable[StoredEpisode]) -> tuple[list[StoredEpisode], list[StoredEpisode]]:
-    """What is fitted on, and the base rollouts that never are; in the given order."""
+    """What is fitted on, and the base rollouts that never are, each in the given order, on which the choice does not
+    depend."""
+    given = list(episodes)
+    rollouts = [episode for episode in given if origin_of(episode) is Origin.ROLLOUT]
+    counts: dict[tuple[str, Outcome], int] = defaultdict(int)
+    chosen: set[tuple[str, int]] = set()
+    for rollout in sorted(rollouts, key=lambda one: (one.actor_id, one.sequence)):
+        kind = (rollout.task, rollout.outcome)
+        if counts[kind] % _HELD_OUT == 1:
+            chosen.add((rollout.actor_id, rollout.sequence))
+        counts[kind] += 1
     kept: list[StoredEpisode] = []
     held_out: list[StoredEpisode] = []
-    counts: dict[tuple[str, Outcome], int] = defaultdict(int)
-    for episode in episodes:
-        kind = (episode.task, episode.outcome)
-        rollout = origin_of(episode) is Origin.ROLLOUT
-        (held_out if rollout and counts[kind] % _HELD_OUT == 1 else kept).append(episode)
-        counts[kind] += rollout
+    for episode in given:
+        (held_out if (episode.actor_id, episode.sequence) in chosen else kept).append(episode)
     return kept, held_out
 
 

@@ -47,8 +47,9 @@ class RecapSettings(AdvantageSettings):
     """Whether the indicator is trained on the offline buffer before the fleet starts."""
     warmup_max_steps: int = 200
     """Learner steps after which the warm-up ends in any case."""
-    warmup_separation: float = 0.01
-    """The warm-up ends when E||v(+) - v(null)||^2 / E||v(null)||^2 is at least this, v being the flow's velocity ..."""
+    warmup_separation: float = 0.0003
+    """The warm-up ends when E||v(+) - v(null)||^2 / E||v(null)||^2 is at least this, v being the flow's velocity: half
+    of what whole runs end with, since most of the velocity is noise to be removed and most data is positive ..."""
     warmup_null_tolerance: float = 0.05
     """... and the null branch's loss on held-out windows exceeds the base policy's by at most this part of it."""
     demonstrations: Literal["positive", "advantage"] = "positive"

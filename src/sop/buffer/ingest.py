@@ -268,6 +268,8 @@ class Ingest:
 
     def _check(self, key: EpisodeKey, episode: Episode) -> None:
         """Does the episode belong to this run, and is it the one that its key names?"""
+        if key.folder == layout.EPISODES and layout.before_fleet(key.actor_id):
+            raise InvalidRecord("actor_id", f"{key.actor_id} recorded before the fleet started: not in {key.folder}/")
         body = self._run.embodiment
         facts = {
             "actor_id": (episode.actor_id, key.actor_id),

@@ -167,15 +167,15 @@ class Learner:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where `checkpoint` was taken; fetches no episode but those on their way. Call before `run`.
 
-        The algorithm gets its state before the batches on their way are labelled again, so they get the labels that
-        they had.
+        The algorithm gets its state after the rows, so that it is told of no episode twice when these are rebuilt, and
+        before the batches on their way are labelled again, so that they get the labels that they had.
 
         Without usable rows of the index all episodes are fetched and indexed again (blocking), in another order:
         nothing is lost, but the batches on their way are dropped and the draws are others from here on.
         """
         parts, state = self._p, checkpoint.state
-        parts.algorithm.load_state_dict({**state["algorithm"], **_arrays(checkpoint, _ALGORITHM)})
         exact = self._restore_rows(checkpoint)
+        parts.algorithm.load_state_dict({**state["algorithm"], **_arrays(checkpoint, _ALGORITHM)})
         parts.books.fresh_draws = state["fresh_draws"]
         parts.optimization.load_state(checkpoint.tensors, state["optimization"])
         branch = state.get("branch")
