@@ -156,9 +156,7 @@ def test_base_rollouts_train_the_value_function_alone() -> None:
     assert signs(labels) == [0] * 6
     assert not labels.loss_weight.any()
     assert not labels.can_start.any()
-    judged = rule(
-        demonstrations="advantage", rollouts="value_only"
-    )
+    judged = rule(demonstrations="advantage", rollouts="value_only")
     indexed(judged, make_episode("hhhh", actor_id="lab-0", policy_version=None), rollout(), source=Source.OFFLINE)
     assert signs(judged.annotate(rollout())) == [0] * 6
     assert recap.sidecar(rollout()).columns["realised"] == pytest.approx([-0.25, -0.2, -0.15, -0.1, -0.05, 0])
