@@ -59,6 +59,17 @@ def test_a_child_that_may_not_fail_ends_the_run_with_its_log(tmp_path: Path, mon
         children.watch()
 
 
+def test_a_child_that_was_told_something_impossible_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = Children(tmp_path)
+    code = "import sys; print('sop learner: no such setting', file=sys.stderr); sys.exit(2)"
+    python(children, monkeypatch, "learner", code, restart=True)
+    children._children["learner"].process.wait(20)
+    with pytest.raises(RunError, match=r"learner ended with code 2(?s:.*)no such setting"):
+        children.watch()
+
+
 def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     children = Children(tmp_path)
     code = (
