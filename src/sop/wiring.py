@@ -7,7 +7,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import torch
@@ -38,7 +40,7 @@ from sop.metrics import JsonlSink
 from sop.policies import TrainablePolicy, freeze
 from sop.provenance import code_version
 from sop.runs import Run
-from sop.transport import EventBus
+from sop.transport import EventBus, ObjectStore
 
 _log = logging.getLogger(__name__)
 
@@ -63,50 +65,91 @@ def learner_parts(
         schedule: factor of the learning rate per optimizer step; None is constant after a warm-up.
         algorithm_name: goes into manifests; None takes the run's.
     """
-    policy.module.to(choose_device(config.device))
-    freeze(policy.module, config.freeze)
-    index = EpisodeIndex(run.config.robot.all_tasks)
-    sampler = AdaptiveSampler(index, run.config.sampler, seed=run.config.seed)
-    horizon = policy.spec.action_horizon
     with ExitStack() as stack:
         bus = stack.enter_context(run.bus(owner=True))
-        metrics = stack.enter_context(closing(JsonlSink(run.folder / "metrics" / "learner.jsonl")))
-        cache = stack.enter_context(closing(_payload_cache(run, config)))
+        payloads = stack.enter_context(closing(_payload_cache(run, config)))
         ingest = stack.enter_context(closing(Ingest(run.store, bus, run.manifest)))
-        name = algorithm_name or run.config.algorithm
-        sidecars = stack.enter_context(closing(SidecarWriter(run.store, name)))
-        loader = _loader(config, index, sampler, cache, annotate=algorithm.annotate, horizon=horizon)
         publisher = Publisher(run.store, bus, keep_policies=config.keep_policies, encoding=config.publish_encoding)
-        checkpoints = _checkpoints(run, horizon)
-        for part in (publisher, checkpoints, loader):
-            stack.enter_context(closing(part))
-        report = _reporter(bus)
-        books = Bookkeeping(
-            index, cache, algorithm, sampler, horizon=horizon, metrics=metrics, report=report, sidecars=sidecars
-        )
-        yield LearnerParts(
-            policy=policy,
-            algorithm=algorithm,
-            algorithm_name=name,
-            optimization=Optimization(policy.module, config, schedule or constant_after_warmup(config.warmup_steps)),
-            index=index,
-            payloads=cache,
-            library=IndexLibrary(index, cache),
+        places = Places(
+            store=run.store,
+            payloads=payloads,
             ingest=ingest,
-            sampler=sampler,
-            loader=loader,
-            books=books,
             publisher=publisher,
-            checkpoints=checkpoints,
-            generator=torch.Generator().manual_seed(run.config.seed),
-            config_hash=content_hash(msgspec.json.encode(run.manifest.config)),
-            code_version=code_version(),
+            metrics=run.folder / "metrics" / "learner.jsonl",
+            labels=labels_id(run.config.algorithm, run.config.algorithm_settings, policy.spec.action_horizon),
+            report=_reporter(bus),
         )
+        name = algorithm_name or run.config.algorithm
+        yield assemble(stack, run, places, policy, algorithm, config=config, name=name, schedule=schedule)
 
 
-def _checkpoints(run: Run, horizon: int) -> CheckpointStore:
-    labels = labels_id(run.config.algorithm, run.config.algorithm_settings, horizon)
-    return CheckpointStore(run.store, IndexSegments(run.store, labels))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where a learner's episodes come from and where everything that it leaves goes."""
+
+    store: ObjectStore
+    """Gets checkpoints and sidecars."""
+    payloads: Payloads
+    ingest: Ingest
+    publisher: Publisher
+    """Closed with the parts."""
+    metrics: Path
+    labels: str
+    """`labels_id` of the rows of the index."""
+    report: Callable[[LearnerReported], None]
+
+
+def assemble(
+    stack: ExitStack,
+    run: Run,
+    places: Places,
+    policy: TrainablePolicy,
+    algorithm: Algorithm,
+    *,
+    config: LearnerConfig,
+    name: str,
+    schedule: Callable[[int], float] | None,
+) -> LearnerParts:
+    """Put a learner together; `stack` closes what it opens, the loader first.
+
+    Args:
+        stack: owns what is opened here.
+        run: its tasks, sampler and seed.
+        places: where from and where to.
+        policy, algorithm, config, schedule: as in `learner_parts`.
+        name: of the algorithm, in manifests and folders.
+    """
+    policy.module.to(choose_device(config.device))
+    freeze(policy.module, config.freeze)
+    index, payloads, horizon = EpisodeIndex(run.config.robot.all_tasks), places.payloads, policy.spec.action_horizon
+    sampler = AdaptiveSampler(index, run.config.sampler, seed=run.config.seed)
+    metrics = stack.enter_context(closing(JsonlSink(places.metrics)))
+    sidecars = stack.enter_context(closing(SidecarWriter(places.store, name)))
+    loader = _loader(config, index, sampler, payloads, annotate=algorithm.annotate, horizon=horizon)
+    checkpoints = CheckpointStore(places.store, IndexSegments(places.store, places.labels))
+    for part in (places.publisher, checkpoints, loader):
+        stack.enter_context(closing(part))
+    books = Bookkeeping(
+        index, payloads, algorithm, sampler, horizon=horizon, metrics=metrics, report=places.report, sidecars=sidecars
+    )
+    return LearnerParts(
+        policy=policy,
+        algorithm=algorithm,
+        algorithm_name=name,
+        optimization=Optimization(policy.module, config, schedule or constant_after_warmup(config.warmup_steps)),
+        index=index,
+        payloads=payloads,
+        library=IndexLibrary(index, payloads),
+        ingest=places.ingest,
+        sampler=sampler,
+        loader=loader,
+        books=books,
+        publisher=places.publisher,
+        checkpoints=checkpoints,
+        generator=torch.Generator().manual_seed(run.config.seed),
+        config_hash=content_hash(msgspec.json.encode(run.manifest.config)),
+        code_version=code_version(),
+    )
 
 
 def _payload_cache(run: Run, config: LearnerConfig) -> Payloads:

@@ -14,39 +14,29 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
-import torch
 
 from sop.broadcast import PolicyFacts, Publisher, fetch_manifest, fetch_policy, published_versions
 from sop.buffer import (
-    AdaptiveSampler,
-    BatchLoader,
-    EpisodeIndex,
-    IndexSegments,
     Ingest,
     IngestedEpisode,
     labels_id,
     open_payloads,
 )
-from sop.buffer.library import IndexLibrary, StoreLibrary
+from sop.buffer.library import StoreLibrary
 from sop.config import LearnerConfig
 from sop.core import layout
-from sop.core.codec import content_hash
 from sop.core.lineage import Lineage
 from sop.core.policy import Weights
 from sop.experiments.plan import Arm, Kind, Plan
 from sop.experiments.rules import GivenValues, make_base_rule, make_rule
 from sop.experiments.stream import Replay, Stream, load
-from sop.learner import Bookkeeping, CheckpointStore, Learner, Optimization
+from sop.learner import Learner
 from sop.learner.learner import LearnerParts
-from sop.learner.optimization import constant_after_warmup
 from sop.learner.pretrain import cosine_after_warmup, pretrain
-from sop.learner.sidecars import SidecarWriter
 from sop.learner.warmup import warm_up
-from sop.metrics import JsonlSink
-from sop.policies import TrainablePolicy, conditioned, freeze, make_policy
-from sop.provenance import code_version
+from sop.policies import TrainablePolicy, conditioned, make_policy
 from sop.transport import ObjectStore, default_bus_url, open_bus, open_store
-from sop.wiring import choose_device
+from sop.wiring import Places, assemble
 
 _NEVER = 10**9
 STORE = "store"
@@ -156,50 +146,24 @@ def arm_parts(
     """
     shutil.rmtree(folder / STORE, ignore_errors=True)
     store = open_store(str(folder / STORE))
-    policy.module.to(choose_device(config.device))
-    freeze(policy.module, config.freeze)
-    run, horizon = stream.run, policy.spec.action_horizon
-    index = EpisodeIndex(run.config.robot.all_tasks)
-    sampler = AdaptiveSampler(index, run.config.sampler, seed=run.config.seed)
     with ExitStack() as stack:
         bus = stack.enter_context(closing(open_bus(default_bus_url(str(folder / STORE)), owner=True)))
-        metrics = stack.enter_context(closing(JsonlSink(folder / "metrics" / "learner.jsonl")))
-        payloads = open_payloads(run.store, folder / "cache", memory_bytes=1 << 30, disk_bytes=0)
+        payloads = open_payloads(stream.run.store, folder / "cache", memory_bytes=1 << 30, disk_bytes=0)
         stack.enter_context(closing(payloads))
-        sidecars = stack.enter_context(closing(SidecarWriter(store, rule.name)))
-        loader = BatchLoader(
-            index, payloads, rule.annotate, partial(sampler.draw, config.batch_size),
-            horizon=horizon, depth=config.prefetch, decode_workers=0,
-        )  # fmt: skip
-        publisher = StepByStep(store, bus, keep_policies=config.keep_policies, encoding=config.publish_encoding)
-        labels = labels_id(rule.name, msgspec.to_builtins(rule.settings), horizon)
-        checkpoints = CheckpointStore(store, IndexSegments(store, labels))
-        for part in (publisher, checkpoints, loader):
-            stack.enter_context(closing(part))
         replay = Replay(stream.online, partial(load, payloads=payloads), plan.steps_per_episode)
-        books = Bookkeeping(
-            index, payloads, rule, sampler, horizon=horizon, metrics=metrics, report=lambda _: None, sidecars=sidecars
-        )
-        optimization = Optimization(policy.module, config, schedule or constant_after_warmup(config.warmup_steps))
-        parts = LearnerParts(
-            policy=policy,
-            algorithm=rule,
-            algorithm_name=rule.name,
-            optimization=optimization,
-            index=index,
+        places = Places(
+            store=store,
             payloads=payloads,
-            library=IndexLibrary(index, payloads),
             ingest=cast("Ingest", replay),
-            sampler=sampler,
-            loader=loader,
-            books=books,
-            publisher=publisher,
-            checkpoints=checkpoints,
-            generator=torch.Generator().manual_seed(run.config.seed),
-            config_hash=content_hash(msgspec.json.encode(run.manifest.config)),
-            code_version=code_version(),
+            publisher=StepByStep(store, bus, keep_policies=config.keep_policies, encoding=config.publish_encoding),
+            metrics=folder / "metrics" / "learner.jsonl",
+            labels=labels_id(rule.name, msgspec.to_builtins(rule.settings), policy.spec.action_horizon),
+            report=lambda _: None,
         )
-        yield parts, replay
+        yield (
+            assemble(stack, stream.run, places, policy, rule, config=config, name=rule.name, schedule=schedule),
+            replay,
+        )
 
 
 def _prepare(keys: Sequence[str], parts: LearnerParts, rule: GivenValues) -> list[IngestedEpisode]:
