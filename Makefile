@@ -25,7 +25,7 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[learner,metaworld,link,dev,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[learner,metaworld,link,fleet,ray,dev,bench]'
 	@touch $@
 
 clean:                 ## remove the environment and caches; runs/ stays

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from sop.presets import make_config
 from sop.runs import Run, create_run, open_run
 from sop.system import ActorOptions, run_actor, run_pretraining
+from sop.testing.servers.s3 import S3Server
 
 SETTINGS = ["pretrain.steps=3", "pretrain.demonstrations_per_task=4", "learner.publish_every=4", "fleet.speed=0"]
 
@@ -29,3 +31,10 @@ def finished_base(recorded_run: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("runs") / "base"
     shutil.copytree(recorded_run, folder)
     return open_run(str(folder))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A plain S3 server whose administrator is `s3_server.environment`; use a prefix of your own in the bucket `tests`."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server

@@ -237,7 +237,7 @@ def test_urls_open_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_url_that_cannot_be_opened_says_what_can() -> None:
-    with pytest.raises(ValueError, match=r"unknown scheme 'ftp', known are \['file'\]"):
+    with pytest.raises(ValueError, match=r"unknown scheme 'ftp', known are \['az', 'file', 'gs', 's3'\]"):
         open_store("ftp://host/path")
     for url in ("", "file://"):
         with pytest.raises(ValueError, match="names no place"):

@@ -5,8 +5,10 @@
     |-- StoreError
     |   |-- AlreadyExists   the key is taken: objects are created once and never replaced
     |   |-- NotFound        no object under this key
+    |   |-- Forbidden       the store knows us and says no, or does not know us; trying again does not help
     |   `-- StoreUnavailable  the store did not answer; the same call may work later
     |-- PolicyRefused       a published policy that this robot must not run; the old one stays
+    |   `-- Untrusted         nobody whom this robot believes vouches for it
     `-- RunError            the run cannot go on; says what to do
 
 A wrong argument or configuration value is a plain `ValueError`. A message says what, which id, what to do.
@@ -45,12 +47,21 @@ class NotFound(StoreError):
     """No object is stored under the key."""
 
 
+class Forbidden(StoreError):
+    """The credentials are unknown, revoked, or not good for this key; an administrator has to change that."""
+
+
 class StoreUnavailable(StoreError):
     """The store did not answer or ran out of room; trying again later is safe."""
 
 
 class PolicyRefused(SopError):
     """A published policy failed a check of the robot (hash, completeness, embodiment); nothing was changed."""
+
+
+class Untrusted(PolicyRefused):
+    """A policy, an order or a trust root without the signatures that it needs, or one that says the opposite of what
+    was said and signed before (rollback, replay, foreign run); nothing was changed."""
 
 
 class RunError(SopError):

@@ -1,6 +1,10 @@
 """BYTES: objects and events, wherever they are kept. Knows nothing of robots, episodes or policies.
 
-Add an engine: write one class that passes the contract tests and name its scheme in `STORES` or `BUSES`.
+    store   file:///path   s3://bucket/prefix   gs://bucket/prefix   az://container/prefix
+    bus     sqlite:///path   nats://host:port/namespace   tls://host:port/namespace
+
+Add an engine: write one class that passes the contract tests and name its scheme in `STORES` or `BUSES`. Libraries of
+engines are imported when a URL asks for them.
 """
 
 import uuid
@@ -10,6 +14,7 @@ from pathlib import PurePosixPath
 from sop.core.errors import AlreadyExists, RunError
 from sop.transport.base import Cursor, Data, EventBus, MapsObjects, ObjectStore
 from sop.transport.directory import DirectoryStore
+from sop.transport.identity import Identity, load_identity, own_identity
 from sop.transport.sqlite_bus import SqliteBus
 
 __all__ = [
@@ -19,51 +24,95 @@ __all__ = [
     "Data",
     "DirectoryStore",
     "EventBus",
+    "Identity",
     "MapsObjects",
     "ObjectStore",
     "SqliteBus",
     "default_bus_url",
+    "load_identity",
     "open_bus",
     "open_store",
+    "own_identity",
     "probe",
 ]
 
-STORES: Mapping[str, Callable[[str], ObjectStore]] = {"file": DirectoryStore}
-"""URL scheme -> constructor, called with what follows `scheme://`."""
 
-BUSES: Mapping[str, Callable[[str, bool, Mapping[str, float]], EventBus]] = {"sqlite": SqliteBus}
-"""URL scheme -> constructor, called with what follows `scheme://`, owner, and seconds to keep per topic."""
+def _directory(url: str, identity: Identity | None) -> ObjectStore:  # noqa: ARG001 - files know no identity
+    return DirectoryStore(_split(url, default_scheme="file")[1])
 
 
-def open_store(url: str) -> ObjectStore:
-    """Open the store behind a URL: `file:///absolute/path`, `file://relative/path`, or a plain path.
+def _cloud(url: str, identity: Identity | None) -> ObjectStore:
+    from sop.transport.cloud_store import CloudStore
+
+    return CloudStore(url, identity)
+
+
+def _sqlite(url: str, owner: bool, keep_s: Mapping[str, float], identity: Identity | None) -> EventBus:  # noqa: ARG001
+    return SqliteBus(_split(url, default_scheme="sqlite")[1], owner, keep_s)
+
+
+def _nats(url: str, owner: bool, keep_s: Mapping[str, float], identity: Identity | None) -> EventBus:
+    from sop.transport.nats_bus import NatsBus
+
+    return NatsBus(url, owner, keep_s, identity)
+
+
+STORES: Mapping[str, Callable[[str, Identity | None], ObjectStore]] = {
+    "file": _directory,
+    "s3": _cloud,
+    "gs": _cloud,
+    "az": _cloud,
+}
+"""URL scheme -> constructor, called with the URL and who we are."""
+
+BUSES: Mapping[str, Callable[[str, bool, Mapping[str, float], Identity | None], EventBus]] = {
+    "sqlite": _sqlite,
+    "nats": _nats,
+    "tls": _nats,
+}
+"""URL scheme -> constructor, called with the URL, owner, seconds to keep per topic, and who we are."""
+
+
+def open_store(url: str, identity: Identity | None = None) -> ObjectStore:
+    """Open the store behind a URL: `file:///absolute/path`, `file://relative/path`, a plain path, or
+    `s3://bucket/prefix`, `gs://...`, `az://...` (see `cloud_store`).
+
+    Args:
+        url: what to open.
+        identity: who we are; None takes the one that `SOP_IDENTITY` names, if any.
 
     Raises:
         ValueError: unknown scheme or no path.
         StoreUnavailable: the store does not answer.
+        RunError: the identity is damaged, or a library is missing.
     """
-    scheme, place = _split(url, default_scheme="file")
+    scheme, _ = _split(url, default_scheme="file")
     if scheme not in STORES:
         raise ValueError(f"store {url!r}: unknown scheme {scheme!r}, known are {sorted(STORES)} and plain paths")
-    return STORES[scheme](place)
+    return STORES[scheme](url, identity or own_identity())
 
 
-def open_bus(url: str, owner: bool = False, keep_s: Mapping[str, float] | None = None) -> EventBus:
-    """Open the bus behind a URL: `sqlite:///absolute/path` or `sqlite://relative/path`.
+def open_bus(
+    url: str, owner: bool = False, keep_s: Mapping[str, float] | None = None, identity: Identity | None = None
+) -> EventBus:
+    """Open the bus behind a URL: `sqlite:///absolute/path`, `sqlite://relative/path`, or `nats://host:port/namespace`
+    and `tls://...` (see `nats_bus`).
 
     Args:
         url: what to open.
         owner: the one process that maintains the bus (the learner).
         keep_s: topic -> seconds after which the owner forgets its events; topics not named are kept for ever.
+        identity: who we are; None takes the one that `SOP_IDENTITY` names, if any.
 
     Raises:
         ValueError: unknown scheme or no path.
         StoreUnavailable: the bus does not answer.
+        RunError: the identity is damaged, or a library is missing.
     """
-    scheme, place = _split(url, default_scheme="")
+    scheme, _ = _split(url, default_scheme="")
     if scheme not in BUSES:
         raise ValueError(f"bus {url!r}: unknown scheme {scheme!r}, known are {sorted(BUSES)}")
-    return BUSES[scheme](place, owner, keep_s or {})
+    return BUSES[scheme](url, owner, keep_s or {}, identity or own_identity())
 
 
 def default_bus_url(store_url: str) -> str:

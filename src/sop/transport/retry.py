@@ -4,10 +4,12 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
-from sop.core.errors import AlreadyExists, NotFound, StoreUnavailable
+from sop.core.errors import AlreadyExists, Forbidden, NotFound, StoreError, StoreUnavailable
 from sop.transport.base import Data, ObjectStore, parts_of
 
 Answer = TypeVar("Answer")
+FORBIDDEN_PAUSE_S = 30.0
+"""Between two attempts of whom store or bus refuse: an administrator has to change that."""
 
 
 class Backoff:
@@ -32,6 +34,10 @@ class Backoff:
         pause_s = self._rng.uniform(self._limit_s / 2, self._limit_s)
         self._limit_s = min(2 * self._limit_s, self._max_s)
         return pause_s
+
+    def after(self, error: StoreError) -> float:
+        """The pause in seconds after an attempt that failed: the next one, or FORBIDDEN_PAUSE_S after a `Forbidden`."""
+        return FORBIDDEN_PAUSE_S if isinstance(error, Forbidden) else self.next_s()
 
     def reset(self) -> None:
         """Begin with short pauses again, after a success."""
