@@ -158,7 +158,8 @@ class World:
             "clock_ns": lambda: 777,
             "rng": random.Random(0),
         }
-        subscriber = Subscriber(store or self.store, self.bus, ROBOT, **(settings | options))
+        robot = options.pop("embodiment", ROBOT)
+        subscriber = Subscriber(store or self.store, self.bus, robot, **(settings | options))
         self.subscribers.append(subscriber)
         return subscriber
 

@@ -134,7 +134,7 @@ def test_an_announced_policy_that_is_not_there_is_no_refusal_and_found_later(mis
     world.store.delete(late)
     world.log.clear()
     world.announce(3)
-    eventually(subscriber, lambda: 3 in world.fetched(missing) and not subscriber._candidates)
+    eventually(subscriber, lambda: 3 in world.fetched(missing) and not subscriber._selection._candidates)
     assert subscriber.take() is None
     world.store.put(late, hidden)
     world.now_s = 61.0

@@ -214,8 +214,7 @@ def test_bfloat16_weights_go_round_from_policy_to_policy(encoding: str, world: W
     learner = tiny_policy()
     publisher = Publisher(world.store, world.bus, keep_policies=5, encoding=encoding, threads=1)
     spec = replace(facts(), spec=learner.spec)
-    subscriber = world.subscribe(prepare=prepare_with(make_policy))
-    subscriber._embodiment = learner.spec.embodiment
+    subscriber = world.subscribe(prepare=prepare_with(make_policy), embodiment=learner.spec.embodiment)
     publisher.publish_now(learner.export(dtype="bfloat16"), spec)
     acting = subscriber.wait_first(PATIENCE_S).policy
     for step in (1, 2, 3):

@@ -77,7 +77,25 @@ def fetch_manifest(store: ObjectStore, version: int) -> PolicyManifest:
         InvalidRecord: the manifest is not valid, or is that of another version.
         StoreUnavailable: no answer; the same call may work later.
     """
-    manifest = PolicyManifest.from_json(store.get(layout.policy_manifest(version), slice(0, MAX_MANIFEST_BYTES + 1)))
+    return read_manifest(manifest_bytes(store, version), version)
+
+
+def manifest_bytes(store: ObjectStore, version: int) -> bytes:
+    """The manifest of a published policy as it is stored: what a signature vouches for. Blocks.
+
+    Raises:
+        NotFound, StoreUnavailable: as `fetch_manifest`.
+    """
+    return store.get(layout.policy_manifest(version), slice(0, MAX_MANIFEST_BYTES + 1))
+
+
+def read_manifest(data: bytes, version: int) -> PolicyManifest:
+    """The manifest that these bytes are.
+
+    Raises:
+        InvalidRecord: as `fetch_manifest`.
+    """
+    manifest = PolicyManifest.from_json(data)
     if manifest.version != version:
         raise InvalidRecord("version", f"the manifest of policy {version} says it is policy {manifest.version}")
     return manifest
@@ -173,6 +191,10 @@ class PolicyReader:
         self._held: ReadPolicy | None = None
         if not self._mapped:
             load_codec()  # compiles its kernels now, not while a robot acts
+
+    def hold(self, read: ReadPolicy) -> None:
+        """Build on these tensors, read from elsewhere and verified, as if they had been read here."""
+        self._held = read
 
     def read(self, manifest: PolicyManifest) -> ReadPolicy:
         """The tensors of a version. Blocks for the transfer.

@@ -9,19 +9,22 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from sop.broadcast.announce import announce
 from sop.broadcast.encoder import EncodedPolicy, PolicyEncoder, stored_manifest
 from sop.broadcast.fetch import fetch_manifest, parent_at, published_versions
 from sop.broadcast.manifest import BASE_VERSION, FULL, LINEAGE, FileEntry, PolicyFacts, TensorEntry
 from sop.broadcast.retention import Retention
+from sop.broadcast.vouching import Vouching
 from sop.broadcast.weights import undescribed
 from sop.core import layout
 from sop.core.codec import content_hash
 from sop.core.errors import AlreadyExists, RunError, StoreUnavailable
-from sop.core.events import TOPIC_POLICIES, PolicyPublished, encode_event
+from sop.core.events import PolicyPublished
 from sop.core.lineage import Lineage
 from sop.core.policy import Weights
 from sop.transport.base import Data, EventBus, ObjectStore
 from sop.transport.retry import Backoff, put_retrying, retrying
+from sop.trust import SigningKey
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -46,7 +49,7 @@ class Publisher:
         publisher.publish_now(weights, facts)        # the final policy
         publisher.close()
 
-    Per policy, on the thread: hash, encode -> put tensors -> put lineage -> put manifest -> publish event ->
+    Per policy, on the thread: hash, encode -> put tensors, lineage, signature, manifest -> publish event ->
     retention. A kill between any two leaves no half policy: readers believe manifests only. Version numbers go
     up by one and start above everything in the store, folders without a manifest included (a put never
     replaces, so these are spent). Weights may lack tensors of version 0: these have not changed since.
@@ -62,6 +65,7 @@ class Publisher:
         store: where policies go.
         bus: where they are announced.
         keep_policies: newest published versions whose tensors are kept; manifests are kept for ever.
+        signer, run, fence: as for `Vouching`: who signs for which run, and how long it may.
         protected: versions whose tensors are kept too.
         encoding: "full" writes one file for readers on this machine; "packed" writes deltas for those behind a
             link; "auto" is full when the store maps its objects.
@@ -83,6 +87,9 @@ class Publisher:
         bus: EventBus,
         *,
         keep_policies: int,
+        signer: SigningKey | None = None,
+        run: str = "",
+        fence: Callable[[], int] | None = None,
         protected: Collection[int] = (0,),
         encoding: str = FULL,
         keyframe_every: int = 4,
@@ -96,6 +103,7 @@ class Publisher:
             raise ValueError(f"keep_policies and attempts must be at least 1, got {keep_policies} and {attempts}")
         self._store = store
         self._bus = bus
+        self._vouching = Vouching(signer, run, fence, clock_ns)
         self._encoder = PolicyEncoder(
             store,
             encoding,
@@ -286,7 +294,8 @@ class Publisher:
             stored = self._stored_manifest(snapshot, encoded, lineage, encoded.tensors)
             if lineage is not None:
                 self._put(layout.policy_lineage(version), lineage, durable=True)
-            self._put(layout.policy_manifest(version), stored, durable=True)
+            for key, data in self._vouching.objects(version, stored):  # the manifest is the last
+                self._put(key, data, durable=snapshot.durable or data is stored)
         except AlreadyExists as error:
             raise RunError(
                 f"policy {version} appeared in the store while this learner runs: another learner publishes to the "
@@ -297,7 +306,10 @@ class Publisher:
             insort(self._published, version)
             self._parent = version
             self._published_step = snapshot.facts.learner_step
-        self._announce(version)
+        event = PolicyPublished(version=version, manifest=key, published_utc_ns=self._clock_ns())
+        if not announce(self._bus, event, key):
+            with self._changed:
+                self._lost_events += 1
         self._put_further_forms(encoded)
         self._retention.apply(self._published)
         return version
@@ -336,13 +348,3 @@ class Publisher:
         put_retrying(
             self._store, key, data, attempts=self._attempts, backoff=self._backoff, pause=self._pause, durable=durable
         )
-
-    def _announce(self, version: int) -> None:
-        key = layout.policy_manifest(version)
-        event = PolicyPublished(version=version, manifest=key, published_utc_ns=self._clock_ns())
-        try:
-            self._bus.publish(TOPIC_POLICIES, encode_event(event), event_id=key)
-        except StoreUnavailable as error:
-            with self._changed:
-                self._lost_events += 1
-            _log.warning("policy %d is published, but was not announced: %s", version, error)

@@ -42,6 +42,16 @@ class PolicyPublished(Event, frozen=True, kw_only=True, tag=True):
     published_utc_ns: int
 
 
+class ChannelChanged(Event, frozen=True, kw_only=True, tag=True):
+    """A channel has a newer signed state in the store; travels on the topic of the policies."""
+
+    channel: str
+    sequence: int
+    state: str
+    """Key of the signed state."""
+    published_utc_ns: int
+
+
 class PolicySwapped(Event, frozen=True, kw_only=True, tag=True):
     """An actor acts with another policy since this moment."""
 
@@ -73,6 +83,10 @@ class ActorReported(Event, frozen=True, kw_only=True, tag=True):
     """Control steps that came late."""
     gated: int = 0
     """Actions that the safety gate changed."""
+    nonfinite: int = 0
+    """Commands that were not finite: the robot held instead."""
+    stops: int = 0
+    """Controlled stops of the safety gate."""
     problem: str
     """The last refusal or error, empty when there is none."""
     utc_ns: int
@@ -101,7 +115,7 @@ class LearnerReported(Event, frozen=True, kw_only=True, tag=True):
     utc_ns: int
 
 
-AnyEvent = EpisodeCommitted | PolicyPublished | PolicySwapped | ActorReported | LearnerReported
+AnyEvent = EpisodeCommitted | PolicyPublished | ChannelChanged | PolicySwapped | ActorReported | LearnerReported
 E = TypeVar("E", bound=Event)
 
 
@@ -118,5 +132,5 @@ def decode_event(data: bytes, kind: type[E]) -> E:
     """
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRecord(kind.__name__, str(error)) from error

@@ -6,11 +6,15 @@
     policies/<version>/weights.safetensors                       full: all tensors that travel
     policies/<version>/keyframe.packed, delta-<base>.packed      packed: stands alone; builds on version <base>
     policies/<version>/lineage.arrow.zst                         what it learned from since its parent
+    policies/<version>/signature.json                            who vouches for the manifest, when policies are signed
     policies/<version>/manifest.json                             last: without it there is no policy
+    channels/<channel>/<sequence>.json                           what the robots of a channel run, signed
+    leases/<role>/<token>.json, <token>-<beat>.json              who is the learner
     checkpoints/<learner_step>/...                               state.json last
     evaluations/<version>/<name>.json
     index/<labels id>/<first row>-<rows>-<hash>.arrow           rows of the learner's index; checkpoints name them
     quarantine/<key of the bad episode>.json         why it was refused
+    screened/<key of the episode>.json               why it is stored but not learned from
     labels/<algorithm>/<version>/<episode hash>.arrow    sidecars: numbers per step that a learning rule computed
 
 Numbers are zero-padded so that the order of keys is the order of numbers. The key of an episode carries
@@ -31,7 +35,10 @@ CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
 INDEX = "index"
 QUARANTINE = "quarantine"
+SCREENED = "screened"
 LABELS = "labels"
+CHANNELS = "channels"
+LEASES = "leases"
 LAB_ACTOR = "lab-"
 """Actor ids with this prefix recorded the demonstrations that were there before the fleet started."""
 BASE_ACTOR = "base-"
@@ -123,6 +130,16 @@ def policy_manifest(version: int) -> str:
     return f"{policy_folder(version)}/manifest.json"
 
 
+def policy_signature(version: int) -> str:
+    """Key of the signed statement about a published policy: written before the manifest that it names."""
+    return f"{policy_folder(version)}/signature.json"
+
+
+def channel_state(channel: str, sequence: int) -> str:
+    """Key of a signed state of a channel."""
+    return f"{CHANNELS}/{channel}/{sequence:08d}.json"
+
+
 def policy_weights(version: int) -> str:
     """Key of a published policy's tensors."""
     return f"{policy_folder(version)}/weights.safetensors"
@@ -146,6 +163,11 @@ def evaluation(version: int, name: str) -> str:
 def quarantine(key: str) -> str:
     """Key of the note that says why the object under `key` was refused."""
     return f"{QUARANTINE}/{key}.json"
+
+
+def screened(key: str) -> str:
+    """Key of the note that says why the episode under `key` is not learned from."""
+    return f"{SCREENED}/{key}.json"
 
 
 def sidecar(algorithm: str, version: int, episode_id: str) -> str:
