@@ -264,3 +264,12 @@ def test_the_names_of_rollout_actors_are_theirs_alone(actor_id: str, rollout: bo
     with pytest.raises(ValueError, match="ids that begin with lab- are for --demonstrate alone"):
         ActorOptions(actor_id="lab-9")
     assert ActorOptions(actor_id="robot-7", demonstrate=True).demonstrate
+
+
+def test_exploring_the_noise_leaves_proposals_alone_and_says_how_coherent_it_is() -> None:
+    exploration = Exploration(ExplorationConfig(kind="noise", coherence=0.7, tempo=0.5, probability=1.0), ARM)
+    proposal = np.array([0.3, -0.2, 0.9], np.float32)
+    for _ in range(5):
+        assert exploration.explore(proposal, new_chunk=True) is proposal
+    assert exploration.coherence == 0.7
+    assert Exploration(ALWAYS, ARM).coherence == 0

@@ -2,8 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import gymnasium
@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from sop.actor.chunk import ChunkPlayback
 from sop.actor.exploration import Exploration
+from sop.actor.journal import StepJournal
 from sop.actor.lifecycle import ActorState, move
 from sop.actor.recorder import EpisodeRecorder
-from sop.actor.safety import SafetyGate
+from sop.actor.safety import Gate, SafetyGate, SafetyTally
+from sop.actor.settings import ActorCounts, ActorSettings, training_seed
 from sop.actor.source import PolicySource
 from sop.actor.spool import SpoolWriter
 from sop.core.clock import Clock
@@ -30,47 +32,6 @@ MAX_VERSION_LAG = 40
 """A robot that runs a policy this many publishes old holds between episodes until it has a newer one."""
 
 
-def training_seed(seed: int, sequence: int) -> int:
-    """Seed of an actor's episode: 2^31 or more, so that evaluations (below 2^31) never share one."""
-    return int(np.random.SeedSequence([seed, sequence]).generate_state(1)[0]) | 1 << 31
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ActorSettings:
-    """What an actor does, episode after episode."""
-
-    actor_id: str
-    tasks: tuple[str, ...]
-    """Episode i works on tasks[(first_task + i) mod n], i counted by the actor's sequence numbers."""
-    instructions: Mapping[str, tuple[str, ...]]
-    """Phrasings per task; episodes take turns."""
-    seed: int
-    """Episode i is reset with a seed derived from this and i."""
-    first_task: int = 0
-    """Shifts the order of tasks, so that the robots of a fleet do not all work on the same one."""
-    reset_options: Mapping[str, Any] = field(default_factory=dict)
-    """Passed to the robot's `reset` beside the task."""
-    reset_s: float = 0.0
-    """Robot seconds between two episodes."""
-    speed: float = 1.0
-    """Robot seconds per wall-clock second, 0 for no pacing (simulation only)."""
-    end_sequence: int | None = None
-    """Stop when the next episode would have this number; None for no end."""
-
-
-@dataclass(slots=True)
-class ActorCounts:
-    """What an actor has done since it started."""
-
-    episodes: int = 0
-    successes: int = 0
-    interventions: int = 0
-    human_steps: int = 0
-    steps: int = 0
-    overruns: int = 0
-    gated: int = 0
-
-
 class Actor:
     """Runs episodes until told to stop.
 
@@ -84,6 +45,8 @@ class Actor:
         clock: paces the control loop and stamps steps.
         subscriber: stages policies ready to act (it has `prepare`); None when no policy is used (demonstrations).
         exploration: changes what the policy proposes; None executes the proposals as they are.
+        gate: has the last word on every command; None makes one from the embodiment alone.
+        journal: keeps the steps of the running episode on disk; None keeps them in memory only.
         on_swap: told of every swap; must not block.
     """
 
@@ -99,6 +62,8 @@ class Actor:
         clock: Clock,
         subscriber: PolicySource | None,
         exploration: Exploration | None = None,
+        gate: Gate | None = None,
+        journal: StepJournal | None = None,
         on_swap: Callable[[PolicySwapped], None] = lambda _: None,
     ) -> None:
         self.settings = settings
@@ -111,7 +76,9 @@ class Actor:
         self._subscriber = subscriber
         self._exploration = exploration
         self._on_swap = on_swap
-        self._gate = SafetyGate(embodiment)
+        self._gate: Gate = SafetyGate(embodiment) if gate is None else gate
+        self._journal = journal
+        self._tally = SafetyTally()
         self._recorder = EpisodeRecorder(settings.actor_id, embodiment, clock)
         self._policy: Policy | None = None
         self._playback: ChunkPlayback | None = None
@@ -124,6 +91,8 @@ class Actor:
         self.task = ""
         self.problem = ""
         """Why the robot holds; empty while it works."""
+        self.aborted = ""
+        """Why the last episode that ended as ABORTED by itself did; empty when none did."""
 
     @property
     def refusal(self) -> str:
@@ -193,8 +162,13 @@ class Actor:
         )
 
     def _must_hold(self) -> str:
+        self._gate.refresh()
+        if self._gate.closed:
+            return f"stopped for safety, until a person clears it: {self._gate.closed}"
         if self._writer.full:
             return self._writer.full
+        if leave := self._must_leave():
+            return f"policy {self.policy_version} may not act any more: {leave}"
         newest = None if self._subscriber is None else self._subscriber.newest_version
         if newest is not None and self.policy_version is not None and newest - self.policy_version > MAX_VERSION_LAG:
             return f"policy {self.policy_version} is {newest - self.policy_version} versions behind: check the link"
@@ -225,11 +199,14 @@ class Actor:
             if instruction not in self._read:  # a new sentence may have to be encoded: not in the control loop
                 self._playback.next(observation, instruction)
                 self._read.add(instruction)
-            self._policy.reset(seed)
+            self._policy.reset(seed, 0.0 if self._exploration is None else self._exploration.coherence)
             self._playback.drop()
         if self._exploration is not None:
             self._exploration.reset(seed, number)
+        self._tally = SafetyTally()
         self._recorder.begin(self.task, instruction, self.policy_version, self._policy_times)
+        if self._journal is not None:
+            self._journal.begin(number, self._recorder.facts)
         self._instruction = instruction
         self._deadline_ns = self._clock.monotonic_ns()
         return observation
@@ -246,18 +223,46 @@ class Actor:
                 if not human:  # handed back: act on a plan from what is seen now, not from during the correction
                     proposal, command = self._propose(observation, explore=True)
             command = command if correction is None else correction
-            gated = self._gate.check(command if command is not None else self._gate.hold())
-            self.counts.gated += bool(gated.reason)
             who = (self._operator.name, self._operator.reason) if human else None
-            self._recorder.append(observation, gated.action, proposal, who)
-            raw, _, terminated, truncated, info = self._robot.step(gated.action)
-            observation = Observation(raw["images"], raw["state"])
-            self._keep_time()
-            if info["success"]:
-                return Outcome.SUCCESS, False
-            if terminated or truncated:
-                return Outcome.FAILURE, bool(truncated)
+            leave = self._must_leave()
+            observation, ended = self._step(observation, None if leave else command, proposal, who)
+            if ended is not None:
+                return ended
+            if leave or (self._gate.closed and self._gate.at_rest):
+                self.aborted = leave or self._gate.closed
+                _log.error("%s ends episode %d: %s", self.settings.actor_id, self._sequence, self.aborted)
+                break
         return Outcome.ABORTED, False
+
+    def _step(
+        self,
+        observation: Observation,
+        command: npt.NDArray[np.float32] | None,
+        proposal: npt.NDArray[np.float32] | None,
+        who: tuple[str, str] | None,
+    ) -> tuple[Observation, tuple[Outcome, bool] | None]:
+        """Gate, record, execute one command (None holds); what is seen then, and how the episode ended if it did."""
+        gated = self._gate.check(self._gate.hold() if command is None else command, observation.state)
+        self.counts.gated += bool(gated.reason)
+        self._tally.add(gated.verdict)
+        self._recorder.append(observation, gated.action, proposal, who)
+        raw, _, terminated, truncated, info = self._robot.step(gated.action)
+        if "executed" in info:  # the robot has a gate of its own
+            self._recorder.executed(info["executed"])
+            self._tally.merge(info["safety"])
+        if self._journal is not None:
+            self._journal.append(self._recorder.last_step())
+        self._keep_time()
+        ended = None
+        if info["success"]:
+            ended = (Outcome.SUCCESS, False)
+        elif terminated or truncated:
+            ended = (Outcome.FAILURE, bool(truncated))
+        return Observation(raw["images"], raw["state"]), ended
+
+    def _must_leave(self) -> str:
+        """Why the acting policy must not take another step; empty when it may."""
+        return "" if self._subscriber is None else self._subscriber.must_leave
 
     def _propose(
         self, observation: Observation, *, explore: bool
@@ -265,8 +270,11 @@ class Actor:
         """What the policy proposes [A], and what would be executed [A] if nobody corrects it; None without a policy."""
         if self._playback is None:
             return None, None
-        new_chunk = self._playback.plans_next
+        new_chunk, began_ns = self._playback.plans_next, self._clock.monotonic_ns()
         proposal = self._playback.next(observation, self._instruction)
+        if new_chunk and self._policy is not None:
+            share_ns = self._policy.spec.execution_horizon / self._embodiment.control_hz * 1e9
+            self._tally.late += self._clock.monotonic_ns() - began_ns > share_ns
         if self._exploration is None or not explore:
             return proposal, proposal
         return proposal, self._exploration.explore(proposal, new_chunk=new_chunk)
@@ -293,14 +301,12 @@ class Actor:
     def _close_episode(self, outcome: Outcome, truncated: bool) -> None:
         if not self._recorder.num_steps:
             return
-        episode = self._recorder.finish(self._sequence, outcome, truncated=truncated)
+        episode = self._recorder.finish(self._sequence, outcome, truncated=truncated, safety=self._tally.counts())
+        if self._journal is not None:
+            self._journal.end(episode)
         self._sequence += 1
         self._writer.submit(episode)
-        self.counts.episodes += outcome is not Outcome.ABORTED
-        self.counts.successes += outcome is Outcome.SUCCESS
-        self.counts.interventions += len(episode.interventions)
-        self.counts.human_steps += int(episode.controller.sum())
-        self.counts.steps += episode.num_steps
+        self.counts.add(episode)
 
     def _move(self, to: ActorState) -> None:
         self._state = move(self._state, to)

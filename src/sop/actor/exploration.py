@@ -1,4 +1,8 @@
-"""Exploration: what a policy would not do by itself, tried once per chunk, bounded, recorded, and repeatable.
+"""Exploration: what a policy would seldom do by itself, tried for a while, bounded, recorded, and repeatable.
+
+`noise` leaves the proposals alone: the policy samples them all from noise that an episode has in common. A policy
+that samples every chunk anew averages its ways of doing a task; one that keeps its noise goes one way to the end, in
+one episode this, in another that, and outcomes tell which was better. `offset` adds to what is proposed:
 
     chunk           0                1                2                3
     offset [A]      none             (.2, -.1)        none             (-.4, .3)        hold_chunks = 1
@@ -67,6 +71,11 @@ class Exploration:
         self.reset(0, 0)
 
     @property
+    def coherence(self) -> float:
+        """What `Policy.reset` is given: 0 unless the noise is explored."""
+        return self._config.coherence if self._config.kind == "noise" else 0.0
+
+    @property
     def factor(self) -> float:
         """By what the running chunk's explored elements are multiplied; 1 when they are not."""
         return self._factor
@@ -94,7 +103,7 @@ class Exploration:
 
         The proposal itself when the chunk has neither. A proposal that is not finite stays so: the gate holds.
         """
-        if new_chunk:
+        if new_chunk and self._config.kind == "offset":
             self._begin_chunk()
         if (self._offset is None and self._factor == 1) or not np.isfinite(proposal).all():
             return proposal

@@ -6,13 +6,13 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from sop.core.clock import Clock
-from sop.core.errors import StoreUnavailable
+from sop.core.errors import Forbidden, StoreUnavailable
 from sop.core.events import TOPIC_ACTORS, ActorReported, PolicySwapped, encode_event
 from sop.transport import EventBus
 
 if TYPE_CHECKING:
-    from sop.actor.actor import ActorCounts, ActorSettings
     from sop.actor.lifecycle import ActorState
+    from sop.actor.settings import ActorCounts, ActorSettings
     from sop.actor.source import PolicySource
     from sop.actor.spool import EpisodeSpool
     from sop.actor.uploader import Uploader
@@ -62,7 +62,8 @@ class Reported(Protocol):
 class ActorReporter:
     """Publishes `ActorReported` periodically and `PolicySwapped` at once, from a thread of its own.
 
-    Reports are hints for whoever watches: when the bus does not answer they are dropped, and said so.
+    Reports are hints for whoever watches: when the bus does not answer or lets us not in they are dropped, which is
+    said once per reason.
 
     Args:
         bus: where reports go.
@@ -98,7 +99,7 @@ class ActorReporter:
     def _loop(
         self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "PolicySource | None"
     ) -> None:
-        sent = 0
+        sent, dropped = 0, ""
         going_on = True
         while going_on:
             try:
@@ -113,9 +114,11 @@ class ActorReporter:
                 report = self._report(actor, spool, uploader, subscriber)
                 event_id = f"{report.actor_id}/report/{report.utc_ns}/{sent}"
                 self._bus.publish(TOPIC_ACTORS, encode_event(report), event_id=event_id)
-                sent += 1
-            except StoreUnavailable as error:
-                _log.warning("a report was dropped: %s", error)
+                sent, dropped = sent + 1, ""
+            except (StoreUnavailable, Forbidden) as error:
+                if str(error) != dropped:
+                    _log.warning("reports are dropped: %s", error)
+                dropped = str(error)
 
     def _report(
         self, actor: Reported, spool: "EpisodeSpool", uploader: "Uploader", subscriber: "PolicySource | None"
@@ -139,6 +142,8 @@ class ActorReporter:
             spooled=len(spool.pending()),
             overruns=counts.overruns,
             gated=counts.gated,
+            nonfinite=counts.nonfinite,
+            stops=counts.stops,
             problem=next((text for text in problems if text), ""),
             utc_ns=self._clock.utc_ns(),
         )

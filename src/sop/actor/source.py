@@ -29,6 +29,11 @@ class PolicySource(Protocol):
         """Why nothing new can be had at the moment; empty when it can."""
         ...
 
+    @property
+    def must_leave(self) -> str:
+        """Why the policy that acts must be left now, the robot held until `take` gives another; empty otherwise."""
+        ...
+
     def take(self, instead_of: Policy | None = None) -> StagedPolicy | None:
         """The staged policy, once; None when there is nothing new."""
         ...
@@ -73,6 +78,7 @@ class PinnedPolicy:
         """The pinned one: a newer one does not concern this actor."""
         self.refusals: Mapping[int, str] = {}
         self.problem = ""
+        self.must_leave = ""
 
     def take(self, instead_of: Policy | None = None) -> StagedPolicy | None:  # noqa: ARG002
         """The policy, once; then None for ever."""

@@ -2,6 +2,7 @@
 
     <folder>/00000017-00123-<hash>.arrow     waits for upload; appears whole (fsync, rename) or not at all;
                                              its modification time says since when it is durable
+    <folder>/running-00000018                 steps of an episode that is not committed yet (`sop.actor.journal`)
     <folder>/journal                          one line per recorded episode: its key; never shrinks
 
 The journal remembers the last sequence number when everything is uploaded, and is what an auditor compares
@@ -94,7 +95,28 @@ class EpisodeSpool:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise SpoolFull(f"the disk of {self._folder} is full: free some room") from error
             raise
+        self.running(episode.sequence).unlink(missing_ok=True)
         return key
+
+    @property
+    def actor_id(self) -> str:
+        """Whose episodes they are."""
+        return self._actor_id
+
+    def running(self, sequence: int) -> Path:
+        """Where the steps of an episode are until it is committed."""
+        return self._folder / f"running-{sequence:08d}"
+
+    def interrupted(self) -> list[Path]:
+        """Files of steps whose episodes were never committed, oldest first; those of committed ones are removed."""
+        known = {EpisodeKey.parse(key).sequence for key in self.recorded()}
+        left = []
+        for path in sorted(self._folder.glob("running-" + "[0-9]" * 8)):
+            if int(path.name.removeprefix("running-")) in known:
+                path.unlink()
+            else:
+                left.append(path)
+        return left
 
     def pending(self) -> list[str]:
         """Keys of episodes that wait for upload, oldest first."""

@@ -16,7 +16,7 @@ import time
 from sop.actor.spool import EpisodeSpool
 from sop.core.clock import Clock
 from sop.core.codec import EncodedEpisode, content_hash
-from sop.core.errors import AlreadyExists, InvalidRecord, StoreUnavailable
+from sop.core.errors import AlreadyExists, Forbidden, InvalidRecord, StoreUnavailable
 from sop.core.events import TOPIC_EPISODES, EpisodeCommitted, encode_event
 from sop.core.layout import EpisodeKey
 from sop.transport import EventBus, ObjectStore
@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 
 
 class Uploader:
-    """Empties the spool in the background; retries for ever with growing, jittered pauses.
+    """Empties the spool in the background; retries for ever, with growing, jittered pauses while the store is away and
+    long ones while it refuses us. What cannot go out stays in the spool.
 
     Args:
         spool: episodes to send.
@@ -75,6 +76,7 @@ class Uploader:
 
         Raises:
             StoreUnavailable: the store did not answer; the rest still waits.
+            Forbidden: the store refuses us; the rest still waits.
         """
         sent = 0
         for key in self._spool.pending():
@@ -97,9 +99,9 @@ class Uploader:
                     self.upload_pending()
                     self.problem = ""
                     self._backoff.reset()
-                except StoreUnavailable as error:
+                except (StoreUnavailable, Forbidden) as error:
                     self.problem = str(error)
-                    pause_s = self._backoff.next_s()
+                    pause_s = self._backoff.after(error)
                     _log.warning("upload waits %.1f s: %s", pause_s, error)
                     self._wake.set()
                     if self._stop.wait(pause_s):
@@ -117,8 +119,7 @@ class Uploader:
         try:
             self._store.put(key, data)
         except AlreadyExists:
-            if content_hash(self._store.get(key)) != EpisodeKey.parse(key).episode_id:
-                raise InvalidRecord("episode", f"the store holds other bytes under {key}; kept on disk") from None
+            self._require_same(key)
         header = EncodedEpisode(data).header
         event = EpisodeCommitted(
             key=key,
@@ -129,9 +130,19 @@ class Uploader:
         )
         try:
             self._bus.publish(TOPIC_EPISODES, encode_event(event), event_id=key)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, Forbidden) as error:
             _log.warning("%s is stored, but was not announced; a listing will find it: %s", key, error)
         self._spool.mark_uploaded(key)
+
+    def _require_same(self, key: str) -> None:
+        """Our own earlier put, whose answer was lost; a robot that may write here but not read takes the hash in the
+        key for it: nobody else writes in its folder, and objects are whole or not there."""
+        try:
+            stored = self._store.get(key)
+        except Forbidden:
+            return
+        if content_hash(stored) != EpisodeKey.parse(key).episode_id:
+            raise InvalidRecord("episode", f"the store holds other bytes under {key}; kept on disk")
 
 
 def next_stored_sequence(store: ObjectStore, folder: str, actor_id: str) -> int:

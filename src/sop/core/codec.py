@@ -6,9 +6,15 @@
 
 Bytes from outside go through `decode` once (at ingest); `EncodedEpisode` trusts bytes that went through it.
 No pickle: Arrow columns of plain types, no extension types, no object arrays.
+
+One version up or down: a reader ignores fields of the header that it does not know, and a missing optional field is
+None. Programs of before that rule refuse unknown fields of the header but never look at other entries of the schema:
+fields that are younger than the rule travel in an entry of their own, so that those programs read the file as well.
+What changes the meaning of a field raises `SCHEMA_VERSION`, and then both sides refuse in words.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import blake3
@@ -19,7 +25,7 @@ import pyarrow as pa
 import simplejpeg
 
 from sop.core.arrow import read_single_batch
-from sop.core.episode import SCHEMA_VERSION, Episode, Intervention, Outcome, PolicyTimes
+from sop.core.episode import SCHEMA_VERSION, Episode, Intervention, Outcome, PolicyTimes, SafetyCounts
 from sop.core.errors import InvalidRecord
 
 JPEG_QUALITY = 95
@@ -28,11 +34,14 @@ MAX_EPISODE_BYTES = 2 << 30
 """Larger objects are refused before anything is allocated for them."""
 MAX_FRAME_PIXELS = 4096 * 4096
 _HEADER = b"sop.episode"
+_YOUNGER = b"sop.episode.younger"
+_YOUNGER_FIELDS = frozenset({"safety"})
+"""Optional fields of the header that travel in the second entry."""
 _IMAGE = "image."
 _COLUMNS = ("state", "action", "policy_action", "proposed", "controller", "monotonic_ns")
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON part of an encoded episode: one value per episode instead of one per step."""
 
     schema_version: int
@@ -48,6 +57,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     truncated: bool
     interventions: tuple[Intervention, ...]
     policy_times: PolicyTimes | None = None
+    safety: SafetyCounts | None = None
 
 
 def content_hash(data: bytes | memoryview) -> str:
@@ -57,7 +67,6 @@ def content_hash(data: bytes | memoryview) -> str:
 
 def encode(episode: Episode) -> bytes:
     """Serialise an episode. Frames lose what JPEG loses; everything else is exact."""
-    header = Header(**{name: getattr(episode, name) for name in Header.__struct_fields__})
     columns: dict[str, pa.Array] = {}
     for camera, images in episode.images.items():
         frames = [simplejpeg.encode_jpeg(np.ascontiguousarray(frame), JPEG_QUALITY) for frame in images]
@@ -66,7 +75,7 @@ def encode(episode: Episode) -> bytes:
         columns[name] = _column(getattr(episode, name))
     schema = pa.schema(
         [pa.field(name, column.type) for name, column in columns.items()],
-        metadata={_HEADER: msgspec.json.encode(header)},
+        metadata=_header_entries(episode),
     )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
@@ -82,9 +91,7 @@ def decode(data: bytes) -> Episode:
     """
     encoded = EncodedEpisode(data, trusted=False)
     images = {camera: encoded.frames(camera) for camera in encoded.cameras}
-    fields: dict[str, Any] = {name: getattr(encoded.header, name) for name in Header.__struct_fields__}
-    fields |= {name: encoded.column(name) for name in _COLUMNS}
-    return Episode(images=images, **fields)
+    return replace(encoded.without_images(), images=images)
 
 
 class EncodedEpisode:
@@ -106,7 +113,7 @@ class EncodedEpisode:
             raise InvalidRecord("episode", f"{len(data)} bytes, at most {MAX_EPISODE_BYTES} are accepted")
         self.data = data
         self.num_bytes = len(data)
-        self._batch = _read_container(data, trusted)
+        self._batch = read_single_batch(data, "episode", full=not trusted)
         self._columns: dict[str, npt.NDArray[Any]] = {}
         self._tables: dict[str, tuple[npt.NDArray[np.int64], memoryview]] = {}
         self.header = _read_header(self._batch.schema.metadata)
@@ -170,6 +177,16 @@ class EncodedEpisode:
     def policy_version(self) -> int | None:
         """The version that drove, None for a demonstration."""
         return self.header.policy_version
+
+    def without_images(self) -> Episode:
+        """Everything but the images, checked like every `Episode`; `images` is empty. Columns are not copied.
+
+        Raises:
+            InvalidRecord: names the field and the step.
+        """
+        fields: dict[str, Any] = {name: getattr(self.header, name) for name in Header.__struct_fields__}
+        fields |= {name: self.column(name) for name in _COLUMNS}
+        return Episode(images={}, **fields)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """A per-step field of `Episode` as a read-only array [T] or [T, n]; converted at the first call, then kept.
@@ -289,21 +306,25 @@ def _column(values: npt.NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def _read_container(data: bytes | memoryview, trusted: bool) -> pa.RecordBatch:
-    batch = read_single_batch(data, "episode", full=not trusted)
-    if any(isinstance(column_type, pa.BaseExtensionType) for column_type in batch.schema.types):
-        raise InvalidRecord("episode", "extension types are not accepted")
-    return batch
+def _header_entries(episode: Episode) -> dict[bytes, bytes]:
+    facts = {name: getattr(episode, name) for name in Header.__struct_fields__}
+    younger = {name: facts.pop(name) for name in _YOUNGER_FIELDS}
+    entries = {_HEADER: msgspec.json.encode(facts)}
+    if any(value is not None for value in younger.values()):
+        entries[_YOUNGER] = msgspec.json.encode(younger)
+    return entries
 
 
 def _read_header(metadata: Mapping[bytes, bytes] | None) -> Header:
-    raw = (metadata or {}).get(_HEADER)
-    if raw is None:
+    entries = metadata or {}
+    if _HEADER not in entries:
         raise InvalidRecord("episode", "not an episode: the header is missing")
     try:
-        version = msgspec.json.decode(raw).get("schema_version")
+        facts = msgspec.json.decode(entries[_HEADER])
+        version = facts.get("schema_version")
         if version != SCHEMA_VERSION:
             raise InvalidRecord("schema_version", f"this program reads {SCHEMA_VERSION}, got {version}")
-        return msgspec.json.decode(raw, type=Header)
-    except (msgspec.DecodeError, AttributeError, UnicodeDecodeError) as error:
+        younger = msgspec.json.decode(entries.get(_YOUNGER, b"{}"))
+        return msgspec.convert(facts | {name: younger.get(name) for name in _YOUNGER_FIELDS}, Header)
+    except (msgspec.MsgspecError, AttributeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord("header", str(error)) from error

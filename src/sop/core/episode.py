@@ -63,6 +63,29 @@ class PolicyTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SafetyCounts:
+    """What the safety gate and the deadline watch did during one episode, in control steps (inferences for `late`).
+
+    Raises:
+        InvalidRecord: a count is negative.
+    """
+
+    clamped: int = 0
+    """Commands that were changed to stay within a limit."""
+    nonfinite: int = 0
+    """Commands that were not finite or of a wrong shape: the robot held instead."""
+    stops: int = 0
+    """Controlled stops; after one the gate stays closed until a person clears it."""
+    late: int = 0
+    """Inferences that took longer than the steps they planned for execution."""
+
+    def __post_init__(self) -> None:
+        for name in ("clamped", "nonfinite", "stops", "late"):
+            if getattr(self, name) < 0:
+                raise InvalidRecord(f"safety.{name}", f"must be 0 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
     """One attempt, from reset to end. Checked on construction; arrays are made read-only.
 
@@ -111,6 +134,8 @@ class Episode:
     """One entry per maximal run of HUMAN steps, in order."""
     policy_times: PolicyTimes | None = None
     """How `policy_version` came to the robot; None for demonstrations."""
+    safety: SafetyCounts | None = None
+    """What the safety gate did; None in episodes of programs that did not count it."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

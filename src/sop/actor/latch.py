@@ -1,0 +1,91 @@
+"""The latch: once the robot was stopped for safety, it stands until a person says otherwise.
+
+    open --close(reason)--> closed --clear(operator)--> open          each move is a line of `record`, for ever
+
+The record survives restarts: a process that dies behind a closed latch finds it closed. Whoever clears it may do so
+from another process (`sop actor --clear`, a console): the waiting process looks again with `refresh`.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+import msgspec
+
+from sop.core.clock import Clock
+
+
+class LatchEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the record: closed for a reason, or cleared by a person."""
+
+    utc_ns: int
+    reason: str = ""
+    """Why it closed; empty when it was cleared."""
+    operator: str = ""
+    """Who cleared it; empty when it closed."""
+
+
+class SafetyLatch:
+    """Closed or open, with the reason. Moves at once: the entry survives the death of the process immediately, a
+    power failure some milliseconds later (fsync in a thread, so that a braking control loop does not wait for it).
+
+    Args:
+        clock: stamps the entries.
+        record: JSON lines that only grow; None keeps the entries in memory (simulation).
+    """
+
+    def __init__(self, clock: Clock, record: Path | None = None) -> None:
+        self._clock = clock
+        self._record = record
+        self.entries: list[LatchEntry] = []
+        """Everything that happened, oldest first."""
+        self.refresh()
+
+    @property
+    def reason(self) -> str:
+        """Why it is closed; empty when it is open."""
+        return self.entries[-1].reason if self.entries else ""
+
+    def close(self, reason: str) -> None:
+        """Close it. A closed latch keeps its first reason."""
+        if not reason:
+            raise ValueError("a latch closes for a reason")
+        if not self.reason:
+            self._append(LatchEntry(utc_ns=self._clock.utc_ns(), reason=reason))
+
+    def clear(self, operator: str) -> None:
+        """Open it in the name of a person, who has looked at the robot. Nothing happens to an open one.
+
+        Raises:
+            ValueError: nobody is named.
+        """
+        if not operator.strip():
+            raise ValueError("name the person who clears the latch")
+        self.refresh()
+        if self.reason:
+            self._append(LatchEntry(utc_ns=self._clock.utc_ns(), operator=operator))
+
+    def refresh(self) -> None:
+        """Read the record again: another process may have cleared it. A line that cannot be read counts as closed."""
+        if self._record is not None and self._record.exists():
+            self.entries = [self._read(line) for line in self._record.read_bytes().split(b"\n") if line]
+
+    def _read(self, line: bytes) -> LatchEntry:
+        try:
+            return msgspec.json.decode(line, type=LatchEntry)
+        except msgspec.DecodeError:
+            return LatchEntry(utc_ns=0, reason=f"an entry of {self._record} cannot be read: look at the robot")
+
+    def _append(self, entry: LatchEntry) -> None:
+        self.entries.append(entry)
+        if self._record is None:
+            return
+        self._record.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.write(descriptor, b"\n" + msgspec.json.encode(entry) + b"\n")  # what was cut off stays on a line of its own
+        threading.Thread(target=_sync, args=(descriptor,), name="latch", daemon=True).start()
+
+
+def _sync(descriptor: int) -> None:
+    os.fsync(descriptor)
+    os.close(descriptor)
