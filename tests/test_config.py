@@ -6,6 +6,7 @@ import pytest
 
 from sop import cli
 from sop.algorithms import ALGORITHMS
+from sop.commands import run
 from sop.config import (
     EvaluationConfig,
     ExplorationConfig,
@@ -78,7 +79,7 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
         (LearnerConfig, {"publish_every": 0}, "publish_every must be at least 1, got 0"),
         (LearnerConfig, {"ema": 1.0}, r"\[0, 1\)"),
         (EvaluationConfig, {"first_seed": 2**31}, "first_seed"),
-        (ExplorationConfig, {"kind": "gaussian"}, "none or offset, got 'gaussian'"),
+        (ExplorationConfig, {"kind": "gaussian"}, "none, offset or noise, got 'gaussian'"),
         (ExplorationConfig, {"std": -0.1}, "std must be 0 or more and finite, got -0.1"),
         (ExplorationConfig, {"tempo": float("inf")}, "tempo must be 0 or more and finite, got inf"),
         (ExplorationConfig, {"probability": 1.5}, r"probability must be in \[0, 1\], got 1.5"),
@@ -117,6 +118,7 @@ def test_rollouts_explore_with_the_runs_exploration_at_full_strength_also_when_t
     linear = make_config("debug", [*fading, "exploration.schedule=linear"])
     assert constant.rollout_exploration == linear.rollout_exploration == ExplorationConfig(kind="offset", std=0.1)
     assert linear.exploration != linear.rollout_exploration
+    assert make_config("debug", ["exploration.kind=noise"]).rollout_exploration == ExplorationConfig(kind="noise")
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -149,7 +151,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> RunConfig:
         seen.append(config)
         raise ValueError("that is all")
 
-    monkeypatch.setattr(cli, "_choose_run", choose)
+    monkeypatch.setattr(run, "_choose_run", choose)
     assert cli.main(["run", "debug", *arguments]) == 2
     return seen[0]
 
@@ -159,9 +161,9 @@ def test_a_fleet_that_nobody_corrects_explores_unless_told_not_to(
     algorithm: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = ("--algorithm", algorithm, "--operators", "none")
-    assert started(monkeypatch, *alone).exploration == ExplorationConfig(kind="offset")
+    assert started(monkeypatch, *alone).exploration == ExplorationConfig(kind="noise")
     assert f"so the fleet explores: {algorithm}" in capsys.readouterr().out
-    assert started(monkeypatch, *alone, "--set", "exploration.std=0.1").exploration.kind == "offset"
+    assert started(monkeypatch, *alone, "--set", "exploration.coherence=0.5").exploration.kind == "noise"
     capsys.readouterr()
     for refused in (("--exploration", "none"), ("--set", "exploration.kind=none")):
         assert started(monkeypatch, *alone, *refused).exploration.kind == "none"

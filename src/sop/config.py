@@ -92,8 +92,12 @@ class ExplorationConfig:
     begins, and there is little to choose from.
     """
 
-    kind: Literal["none", "offset"] = "none"
-    """`offset` adds a constant to all actions of a chunk (and `tempo` stretches them), before the safety gate."""
+    kind: Literal["none", "offset", "noise"] = "none"
+    """`noise`: the policy samples all chunks of an episode from noise that they have in common, so that it is itself
+    for an episode, in one of its ways. `offset` adds a constant to all actions of a chunk (and `tempo` stretches
+    them), before the safety gate."""
+    coherence: float = 1.0
+    """With `noise`: correlation of the noise of any two chunks of an episode; 0 is how a policy samples otherwise."""
     std: float = 0.3
     """Standard deviation of the offset per action element, as a share of half the element's range."""
     probability: float = 0.25
@@ -113,11 +117,14 @@ class ExplorationConfig:
     """Episodes of each single actor, counted by its own sequence numbers, so that a restart changes nothing."""
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("none", "offset"), f"exploration.kind must be none or offset, got {self.kind!r}")
+        _require(
+            self.kind in ("none", "offset", "noise"),
+            f"exploration.kind must be none, offset or noise, got {self.kind!r}",
+        )
         for name in ("std", "tempo"):
             value = getattr(self, name)
             _require(0 <= value < float("inf"), f"exploration.{name} must be 0 or more and finite, got {value}")
-        for name in ("probability", "final_share"):
+        for name in ("probability", "final_share", "coherence"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"exploration.{name} must be in [0, 1], got {value}")
         _require(self.hold_chunks >= 1, f"exploration.hold_chunks must be at least 1, got {self.hold_chunks}")
@@ -186,8 +193,15 @@ class SamplerConfig:
     """The online share is kept in [min_share, max_share]."""
     min_online_starts: int = 100
     """With fewer window starts online, a task that has demonstrations is drawn offline only."""
+    max_actor_share: float | None = None
+    """Largest share of one robot in the online windows of a task. None: 2 / N with N robots that have data for the
+    task, so nothing is cut while there are one or two; 1 never cuts. Below 1 / N every robot has 1 / N."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.max_actor_share is None or 0 < self.max_actor_share <= 1,
+            f"sampler.max_actor_share must be in (0, 1], got {self.max_actor_share}",
+        )
         _require(self.scale in ("ratio", "raw"), f"sampler.scale must be ratio or raw, got {self.scale!r}")
         _require(self.alpha > 0, f"sampler.alpha must be positive, got {self.alpha}")
         _require(
@@ -253,6 +267,9 @@ class LearnerConfig:
     """Bound of the encoded episodes kept in memory, gigabytes, when `disk_cache_gb` is 0."""
     device: str = "auto"
     """Where the learner computes, e.g. `cpu` or `cuda:0`; `auto` takes a GPU when there is one."""
+    parallel: Literal["replicate", "shard"] = "replicate"
+    """What the ranks of a learner on many GPUs keep (`torchrun ... -m sop learner`): `replicate`, each all weights;
+    `shard`, each a part of them and of the optimizer, for policies that do not fit on one. One process keeps all."""
     threads: int = 1
     """Processor threads of the learner while the fleet runs beside it."""
     keep_policies: int = 50
@@ -273,6 +290,10 @@ class LearnerConfig:
         _require(
             self.publish_encoding in ("auto", "full", "packed"),
             f"learner.publish_encoding must be auto, full or packed, got {self.publish_encoding!r}",
+        )
+        _require(
+            self.parallel in ("replicate", "shard"),
+            f"learner.parallel must be replicate or shard, got {self.parallel!r}",
         )
         _require(self.lr > 0, f"learner.lr must be positive, got {self.lr}")
         _require(0 <= self.ema < 1, f"learner.ema must be in [0, 1), got {self.ema}")
@@ -322,4 +343,5 @@ class RunConfig:
         """The exploration of the base rollouts."""
         if not self.rollouts.explore:
             return ExplorationConfig()
-        return replace(self.exploration, kind="offset", schedule="constant", final_share=0.0, over_episodes=None)
+        kind = "offset" if self.exploration.kind == "none" else self.exploration.kind
+        return replace(self.exploration, kind=kind, schedule="constant", final_share=0.0, over_episodes=None)

@@ -80,6 +80,12 @@ class Policy(Protocol):
         """
         ...
 
-    def reset(self, seed: int) -> None:
-        """Begin an episode: forget history and seed the sampling noise, so that an episode can be repeated."""
+    def reset(self, seed: int, coherence: float = 0.0) -> None:
+        """Begin an episode: forget history and seed the sampling noise, so that an episode can be repeated.
+
+        Args:
+            seed: of the noise.
+            coherence: correlation in [0, 1] of the noise of any two inferences until the next reset (exploration); a
+                policy that does not sample has none.
+        """
         ...

@@ -14,6 +14,7 @@ from sop.core.embodiment import Observation
 from sop.core.errors import PolicyRefused
 from sop.core.experience import Batch
 from sop.core.policy import Conditioning, Policy, Weights
+from sop.policies.noise import NoiseSource
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EXPORT_DTYPES = ("float32", "bfloat16")
@@ -44,6 +45,8 @@ class TrainablePolicy(Policy, Protocol):
         Args:
             batch: not changed, not kept.
             generator: the only source of randomness (noise, flow time, augmentation); equal states give equal losses.
+                With `batch.share` the windows are a part of a batch, of which other ranks have the rest: draw with
+                `sop.policies.draws.draw_rows`, and they get what one rank would give them.
 
         Raises:
             ValueError: the batch has an advantage indicator and the policy was not made for one. (The other way
@@ -56,7 +59,7 @@ class TrainablePolicy(Policy, Protocol):
         observations: Sequence[Observation],
         instructions: Sequence[str],
         conditioning: Conditioning,
-        generators: Sequence[np.random.Generator],
+        generators: Sequence[NoiseSource],
     ) -> npt.NDArray[np.float32]:
         """Plan for N robots at once: [N, H, A]. Blocks for one inference; does not touch what `reset` seeded.
 
