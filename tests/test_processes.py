@@ -9,24 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from sop import processes
 from sop.cli import main
 from sop.core.errors import RunError
-from sop.processes import Children
+from sop.processes import Children, Job, child_environment
 
 
-def python(children: Children, monkeypatch: pytest.MonkeyPatch, name: str, code: str, *, restart: bool = False) -> None:
-    """Start a child that runs `code` instead of the `sop` command."""
-    real = subprocess.Popen
-    with monkeypatch.context() as patched:
-        patched.setattr(processes, "sys", type("Fake", (), {"executable": sys.executable, "platform": sys.platform}))
-        children.start(name, [], restart=restart)
-    children.stop(name)
-    child = processes.Child(name, [sys.executable, "-c", code], restart, real([sys.executable, "-c", "0"]), 0.0)
-    child.process.wait()
-    child.process = children._spawn(name, child.arguments)
-    child.started = time.monotonic() - 60
-    children._children[name] = child
+def run_code(children: Children, name: str, code: str, *, restart: bool = False) -> None:
+    """Start a child that runs `code` instead of the `sop` command, as if long ago."""
+
+    def spawn(job: Job) -> "subprocess.Popen[bytes]":
+        with job.output.open("ab") as output:
+            return subprocess.Popen([sys.executable, "-c", code], stdout=output, stderr=output)
+
+    children.spawn = spawn
+    children.start(name, [], restart=restart)
+    children._children[name].started -= 60
 
 
 def wait_for(condition: object, what: str) -> None:
@@ -36,10 +33,10 @@ def wait_for(condition: object, what: str) -> None:
         os.sched_yield()
 
 
-def test_a_killed_child_is_started_again_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_child_is_started_again_and_said_so(tmp_path: Path) -> None:
     notes: list[str] = []
     children = Children(tmp_path, on_restart=notes.append)
-    python(children, monkeypatch, "sleeper", "import time; time.sleep(60)", restart=True)
+    run_code(children, "sleeper", "import time; time.sleep(60)", restart=True)
     first = children.pid("sleeper")
     os.kill(first, signal.SIGKILL)
     os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
@@ -51,31 +48,29 @@ def test_a_killed_child_is_started_again_and_said_so(tmp_path: Path, monkeypatch
     assert children.finished("sleeper")
 
 
-def test_a_child_that_may_not_fail_ends_the_run_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_may_not_fail_ends_the_run_with_its_log(tmp_path: Path) -> None:
     children = Children(tmp_path)
-    python(children, monkeypatch, "worker", "raise SystemExit('the reason')")
+    run_code(children, "worker", "raise SystemExit('the reason')")
     children._children["worker"].process.wait(20)
     with pytest.raises(RunError, match=r"worker ended with code 1(?s:.*)the reason"):
         children.watch()
 
 
-def test_a_child_that_was_told_something_impossible_is_not_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_that_was_told_something_impossible_is_not_started_again(tmp_path: Path) -> None:
     children = Children(tmp_path)
     code = "import sys; print('sop learner: no such setting', file=sys.stderr); sys.exit(2)"
-    python(children, monkeypatch, "learner", code, restart=True)
+    run_code(children, "learner", code, restart=True)
     children._children["learner"].process.wait(20)
     with pytest.raises(RunError, match=r"learner ended with code 2(?s:.*)no such setting"):
         children.watch()
 
 
-def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     children = Children(tmp_path)
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True); time.sleep(60)"
     )
-    python(children, monkeypatch, "deaf", code)
+    run_code(children, "deaf", code)
     pid = children.pid("deaf")
     wait_for(lambda: "deaf" in children.log_tail("deaf"), "the start")
     children.stop("deaf", timeout_s=0.1)
@@ -85,7 +80,7 @@ def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pyt
 
 def test_children_are_told_who_their_parent_is_and_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    environment = processes.child_environment({"A": "b"})
+    environment = child_environment({"A": "b"})
     assert environment["SOP_PARENT_PID"] == str(os.getpid())
     assert (environment["OMP_NUM_THREADS"], environment["A"]) == ("1", "b")
 

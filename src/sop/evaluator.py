@@ -8,11 +8,10 @@ evaluations/<version>/final-bad-1.json          asked for something else than th
 """
 
 import logging
-import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 
 import torch
@@ -24,7 +23,7 @@ from sop.core.evaluation import EvaluationResult
 from sop.core.policy import Conditioning
 from sop.evaluation import Driver, ExpertDriver, PolicyDriver, evaluate_task, merge, shard
 from sop.policies import make_policy
-from sop.processes import child_environment
+from sop.processes import Job, Process, Spawn, spawn_here
 from sop.robots import make_robot
 from sop.runs import Run
 
@@ -94,8 +93,14 @@ def asking(request: Request, ask: str, guidance: float) -> Request:
     return replace(request, name=f"{request.name}-{ask}-{guidance:g}", conditioning=conditioning)
 
 
-def evaluate(run: Run, request: Request, *, workers: int, stop: Event) -> EvaluationResult:
+def evaluate(run: Run, request: Request, *, workers: int, stop: Event, spawn: Spawn = spawn_here) -> EvaluationResult:
     """Evaluate with several processes and store the result (blocking); a stored one is returned as it is.
+
+    Args:
+        run, request: what to evaluate.
+        workers: processes; 1 evaluates in this one.
+        stop: ends it.
+        spawn: starts the processes.
 
     Raises:
         RunError: a worker failed, or it was stopped: nothing is stored.
@@ -104,10 +109,10 @@ def evaluate(run: Run, request: Request, *, workers: int, stop: Event) -> Evalua
         return EvaluationResult.from_json(run.store.get(request.key))
     except NotFound:
         pass
-    if workers == 1:
+    if workers == 1 and spawn is spawn_here:
         result = evaluate_part(run, request, 0, 1)
     else:
-        result = merge(_evaluate_in_processes(run, request, workers, stop))
+        result = merge(_evaluate_in_processes(run, request, workers, stop, spawn))
     try:
         run.store.put(request.key, result.to_json())
     except AlreadyExists:
@@ -172,38 +177,40 @@ def newest_version(run: Run) -> int:
     return fetch_manifest(run.store, versions[-1]).version
 
 
-def _evaluate_in_processes(run: Run, request: Request, workers: int, stop: Event) -> list[EvaluationResult]:
+def _evaluate_in_processes(
+    run: Run, request: Request, workers: int, stop: Event, spawn: Spawn
+) -> list[EvaluationResult]:
     workers = min(workers, request.episodes)
-    command = [sys.executable, "-m", "sop", "evaluate", run.place]
-    command += ["--name", request.name.split("-")[0], "--version", str(request.version)]
+    where = (run.place,) if spawn is spawn_here else run.address
+    arguments = ["evaluate", *where, "--name", request.name.split("-")[0], "--version", str(request.version)]
     if request.conditioning is not None:
         _, ask, _ = request.name.split("-", 2)
-        command += ["--ask", ask, "--guidance", str(request.conditioning.guidance)]
-    processes = [
-        subprocess.Popen(
-            [*command, "--part", f"{part}/{workers}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=child_environment({}),
-            start_new_session=True,
-        )
-        for part in range(workers)
-    ]
-    try:
-        while not stop.is_set() and any(process.poll() is None for process in processes):
-            stop.wait(0.1)
-        if stop.is_set():
-            raise RunError(f"the evaluation {request.key} was stopped")
-        failed = [process.returncode for process in processes if process.returncode]
-        if failed:
-            raise RunError(f"a worker of the evaluation {request.key} ended with code {failed[0]}: see above")
-        outputs = [process.communicate()[0] for process in processes]
-        return [EvaluationResult.from_json(output.splitlines()[-1]) for output in outputs]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-        _log.debug("evaluation workers of pid %d ended", os.getpid())
+        arguments += ["--ask", ask, "--guidance", str(request.conditioning.guidance)]
+    with TemporaryDirectory() as folder:
+        jobs = [
+            Job(
+                name=f"evaluation-{part}",
+                arguments=[*arguments, "--part", f"{part}/{workers}"],
+                output=Path(folder) / f"{part}.json",
+                errors=run.folder / "logs" / "evaluation.log",
+            )
+            for part in range(workers)
+        ]
+        (run.folder / "logs").mkdir(parents=True, exist_ok=True)
+        processes: list[Process] = []
+        try:
+            processes += [spawn(job) for job in jobs]
+            while not stop.is_set() and any(process.poll() is None for process in processes):
+                stop.wait(0.1)
+            if stop.is_set():
+                raise RunError(f"the evaluation {request.key} was stopped")
+            failed = [process.poll() for process in processes if process.poll()]
+            if failed:
+                log = run.folder / "logs" / "evaluation.log"
+                raise RunError(f"a worker of the evaluation {request.key} ended with code {failed[0]}: see {log}")
+            return [EvaluationResult.from_json(job.output.read_bytes().splitlines()[-1]) for job in jobs]
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()

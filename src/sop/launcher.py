@@ -31,9 +31,10 @@ from sop.evaluator import evaluate, make_request, newest_version
 from sop.live import Live
 from sop.metrics import JsonlSink
 from sop.monitor import Monitor, RunView
-from sop.processes import Children
+from sop.processes import Children, Job, Process, Spawn, spawn_here
 from sop.report import describe, summarise, write_report
 from sop.runs import Run
+from sop.transport.identity import VARIABLE, load_identity
 
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
@@ -54,12 +55,17 @@ class Launcher:
     Args:
         run: made by `create_run` or opened to be resumed.
         stop: ends the current phase and leaves out the rest, except the report.
+        identities: folder with an identity per process, named like the process; None: nobody has one.
+        spawn: starts robots and evaluations; the learner is always a child of this process.
     """
 
-    def __init__(self, run: Run, stop: Event) -> None:
+    def __init__(self, run: Run, stop: Event, *, identities: Path | None = None, spawn: Spawn = spawn_here) -> None:
         self._run = run
         self._stop = stop
-        self._children = Children(run.folder / "logs", on_restart=self._note)
+        self._identities = identities
+        self._spawn = spawn
+        self._where = (run.place,) if spawn is spawn_here else run.address
+        self._children = Children(run.folder / "logs", on_restart=self._note, spawn=self._place)
         self._wall_s: dict[str, float] = _read_timing(run.folder)
         self._began = time.monotonic()
         self._monitor: Monitor
@@ -128,8 +134,8 @@ class Launcher:
             return
         names = [f"{prefix}{number}" for number in range(len(shares))]
         for name, share in zip(names, shares, strict=True):
-            arguments = ["actor", self._run.place, "--id", name, flag, "--speed", "0", "--end", str(share)]
-            self._children.start(name, arguments)
+            arguments = ["actor", *self._where, "--id", name, flag, "--speed", "0", "--end", str(share)]
+            self._start(name, arguments)
 
         def look(view: RunView) -> bool:
             view.phase_progress = (self._count_offline(prefix), sum(shares))
@@ -141,7 +147,7 @@ class Launcher:
     def _pretraining(self) -> None:
         if 0 in published_versions(self._run.store):
             return
-        self._children.start("pretraining", ["learner", self._run.place, "--pretrain"])
+        self._start("pretraining", ["learner", self._run.place, "--pretrain"], who="learner")
         steps = self._run.config.pretrain.steps
 
         def look(view: RunView) -> bool:
@@ -159,7 +165,7 @@ class Launcher:
         """The learner gets ready on what is there, and publishes version 1; the fleet's learner goes on from it."""
         if self._is_warm():
             return
-        self._children.start("warm-up", ["learner", self._run.place, "--warmup"])
+        self._start("warm-up", ["learner", self._run.place, "--warmup"], who="learner")
 
         def look(view: RunView) -> bool:
             if self._warmup_steps is not None and view.learner is not None:
@@ -189,7 +195,7 @@ class Launcher:
         def work() -> None:
             try:
                 workers = self._run.config.evaluation.workers
-                results.append(evaluate(self._run, request, workers=workers, stop=self._stop))
+                results.append(evaluate(self._run, request, workers=workers, stop=self._stop, spawn=self._spawn))
             except RunError as error:
                 errors.append(error)
 
@@ -208,11 +214,11 @@ class Launcher:
         actors = [] if self._collection is Collection.NOTHING else [f"robot-{n}" for n in range(fleet.num_actors)]
         demonstrate = ["--demonstrate"] if self._collection is Collection.DEMONSTRATIONS else []
         self._monitor.begin_fleet()
-        self._children.start("learner", ["learner", run.place], restart=True)
+        self._start("learner", ["learner", run.place], restart=True)
         for name in actors:
-            self._children.start(name, ["actor", run.place, "--id", name, *demonstrate], restart=True)
+            self._start(name, ["actor", *self._where, "--id", name, *demonstrate], restart=True)
         if run.config.evaluation.progress_episodes_per_task:
-            self._children.start("evaluator", ["evaluate", run.place, "--follow"], restart=True, nice=19)
+            self._start("evaluator", ["evaluate", *self._where, "--follow"], restart=True, nice=19)
         began = time.monotonic()
         recording = True
 
@@ -233,6 +239,19 @@ class Launcher:
         self._watch(look)
         self._children.stop(*actors)
         self._children.stop("learner", "evaluator")
+
+    def _place(self, job: Job) -> Process:
+        """Start a job where it belongs."""
+        return (self._spawn if job.arguments[0] in ("actor", "evaluate") else spawn_here)(job)
+
+    def _start(
+        self, name: str, arguments: Sequence[str], *, who: str | None = None, restart: bool = False, nice: int = 0
+    ) -> None:
+        """Start a process of the run as `who` it is, by its own name if nothing else is said."""
+        own = {}
+        if self._identities is not None:
+            own = {VARIABLE: str(load_identity(self._identities / (who or name)).folder)}
+        self._children.start(name, arguments, restart=restart, nice=nice, environment=own)
 
     def _watch(self, look: Callable[[RunView], bool]) -> None:
         """Keep the processes alive and the terminal up to date while `look` says so and nobody stops it."""

@@ -1,4 +1,4 @@
-"""Child processes of a run: started by name, watched, restarted when they die, ended by id.
+"""Processes of a run: started by name, watched, restarted when they die, ended by id.
 
 Every child is `python -m sop ...` in a session of its own, so that Ctrl-C reaches the parent alone and the
 parent decides who stops in which order. A child that loses its parent stops by itself (`stop_with_parent`).
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from sop.core.errors import RunError
 
@@ -28,17 +29,86 @@ _WRONG_USAGE = 2
 _PR_SET_PDEATHSIG = 1
 
 
+class Process(Protocol):
+    """What is needed of a process, here or elsewhere: a part of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int:
+        """Process id on its machine."""
+        ...
+
+    def poll(self) -> int | None:
+        """Exit code, None while it runs. Never blocks for long."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to finish."""
+        ...
+
+    def kill(self) -> None:
+        """Make it finish."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Block until it has ended; returns the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs on.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One process to start: `python -m sop <arguments>`."""
+
+    name: str
+    arguments: Sequence[str]
+    output: Path
+    """What it prints is appended here."""
+    errors: Path | None = None
+    """What it says on standard error; None for the same file."""
+    nice: int = 0
+    """How far it steps back for others, 0 to 19."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of this process alone."""
+
+
+Spawn = Callable[[Job], Process]
+"""Starts a job: `spawn_here`, or on another machine (`sop.cluster`)."""
+
+
+def spawn_here(job: Job) -> "subprocess.Popen[bytes]":
+    """Start a job as a child of this process, in a session of its own."""
+    command = ["nice", "-n", str(job.nice)] if job.nice else []
+    command += [sys.executable, "-m", "sop", *job.arguments]
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    with job.output.open("ab") as output, (job.errors or job.output).open("ab") as errors:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            env=child_environment(job.environment),
+            start_new_session=True,
+        )
+
+
 @dataclass(slots=True)
 class Child:
     """One process and how to start it again."""
 
-    name: str
-    arguments: Sequence[str]
+    job: Job
     restart: bool
-    process: "subprocess.Popen[bytes]"
+    process: Process
     started: float
     early_deaths: int = 0
     restarts: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its job."""
+        return self.job.name
 
 
 @dataclass(slots=True)
@@ -47,15 +117,24 @@ class Children:
 
     Args:
         log_folder: `<name>.log` of every child goes here, appended.
-        environment: variables set for the children beside the parent's own.
+        on_restart: told in a sentence when one was started again.
+        spawn: starts them.
     """
 
     log_folder: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
     on_restart: Callable[[str], None] = lambda _: None
+    spawn: Spawn = spawn_here
     _children: dict[str, Child] = field(default_factory=dict)
 
-    def start(self, name: str, arguments: Sequence[str], *, restart: bool = False, nice: int = 0) -> None:
+    def start(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        restart: bool = False,
+        nice: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start `python -m sop <arguments>`.
 
         Args:
@@ -63,10 +142,11 @@ class Children:
             arguments: of the `sop` command.
             restart: start it again when it dies with an error.
             nice: how far it steps back for others, 0 to 19.
+            environment: variables of this child alone.
         """
-        command = ["nice", "-n", str(nice)] if nice else []
-        command += [sys.executable, "-m", "sop", *arguments]
-        self._children[name] = Child(name, command, restart, self._spawn(name, command), time.monotonic())
+        output = self.log_folder / f"{name}.log"
+        job = Job(name=name, arguments=arguments, output=output, nice=nice, environment=environment or {})
+        self._children[name] = Child(job, restart, self.spawn(job), time.monotonic())
 
     def finished(self, name: str) -> bool:
         """Whether the process ended without an error or was stopped; one that died is not finished."""
@@ -92,7 +172,7 @@ class Children:
                 raise RunError(f"{child.name} ended with code {code}; its log ends so:\n{self.log_tail(child.name)}")
             child.restarts += 1
             self.on_restart(f"{child.name} died (code {code}) and was started again")
-            child.process, child.started = self._spawn(child.name, child.arguments), time.monotonic()
+            child.process, child.started = self.spawn(child.job), time.monotonic()
 
     def pid(self, name: str) -> int:
         """Process id."""
@@ -117,14 +197,6 @@ class Children:
         """Last lines of a process's log."""
         path = self.log_folder / f"{name}.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
-
-    def _spawn(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
-        self.log_folder.mkdir(parents=True, exist_ok=True)
-        environment = child_environment(self.environment)
-        with (self.log_folder / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -14,10 +14,11 @@ from sop.core.errors import AlreadyExists, NotFound, RunError
 from sop.core.events import TOPIC_ACTORS, TOPIC_LEARNER
 from sop.core.run import RunManifest
 from sop.operators import check_operator
+from sop.places import STORE, Place, find_place, is_run, keep_place
 from sop.policies import check_policy
 from sop.presets import FROM_PEOPLE, config_from_dict, config_to_dict
 from sop.robots import make_robot
-from sop.transport import EventBus, ObjectStore, default_bus_url, open_bus, open_store, probe
+from sop.transport import EventBus, ObjectStore, open_bus, open_store, probe
 
 STATUS_KEEP_S = 600.0
 """Seconds after which the bus forgets signs of life."""
@@ -36,6 +37,13 @@ class Run:
     manifest: RunManifest
     config: RunConfig
 
+    @property
+    def address(self) -> tuple[str, ...]:
+        """Arguments that tell a process on another machine which run it is; a store in a folder is for this one."""
+        place = find_place(self.place, self.bus_url)
+        in_folder = Path(place.store) == self.folder / STORE
+        return (str(self.folder.resolve()),) if in_folder else (place.store, "--bus", place.bus)
+
     @contextmanager
     def bus(self, *, owner: bool = False) -> Iterator[EventBus]:
         """A connection to the bus, closed at the end."""
@@ -47,8 +55,13 @@ class Run:
             bus.close()
 
 
-def create_run(folder: Path, config: RunConfig) -> Run:
+def create_run(folder: Path, config: RunConfig, place: Place | None = None) -> Run:
     """Make the store of a new run and write `run.json`; the store is probed first.
+
+    Args:
+        folder: of this machine's own files.
+        config: the run.
+        place: where store and bus are; None keeps them in the folder.
 
     Raises:
         RunError: there is a run already.
@@ -59,7 +72,7 @@ def create_run(folder: Path, config: RunConfig) -> Run:
     needs_rollouts = make_algorithm(config.algorithm, config.algorithm_settings, control_hz=1.0).needs_rollouts
     for exploration in (config.exploration, *((config.rollout_exploration,) if needs_rollouts else ())):
         make_exploration(exploration, robot.embodiment)
-    store = open_store(str(folder / "store"))
+    store = open_store(str(folder / STORE) if place is None else place.store)
     probe(store)
     tasks = config.robot.all_tasks
     manifest = RunManifest(
@@ -75,7 +88,10 @@ def create_run(folder: Path, config: RunConfig) -> Run:
     try:
         store.put(layout.RUN, manifest.to_json())
     except AlreadyExists as error:
-        raise RunError(f"{folder} holds a run already: resume it or choose another name") from error
+        where = folder if place is None else place.store
+        raise RunError(f"{where} holds a run already: resume it or choose another name") from error
+    if place is not None:
+        keep_place(folder, place)
     return open_run(str(folder))
 
 
@@ -96,25 +112,22 @@ def check_names(config: RunConfig) -> None:
         )
 
 
-def open_run(place: str, bus_url: str | None = None) -> Run:
+def open_run(given: str, bus_url: str | None = None) -> Run:
     """Open a run by its folder (`runs/demo`) or by the URL of its store.
 
     Raises:
-        RunError: there is no run.
+        RunError: there is no run, or its `place.json` is damaged.
+        ValueError: no bus is named, and there is none beside the store.
     """
-    folder = Path(place)
-    is_folder = (folder / "store").is_dir()
-    store_url = str(folder / "store") if is_folder else place
-    if not is_folder and "://" not in place:
-        raise RunError(f"{place} is not the folder of a run (it has no store/): start one with `sop run`")
-    store = open_store(store_url)
+    place = find_place(given, bus_url)
+    store = open_store(place.store)
     try:
         manifest = RunManifest.from_json(store.get(layout.RUN))
     except NotFound as error:
-        raise RunError(f"{store_url} holds no run ({layout.RUN} is missing): start one with `sop run`") from error
+        raise RunError(f"{place.store} holds no run ({layout.RUN} is missing): start one with `sop run`") from error
     config = config_from_dict(manifest.config)
-    local = folder if is_folder else Path("runs") / manifest.name
-    return Run(place, local, store, bus_url or default_bus_url(store_url), manifest, config)
+    local = Path(given) if is_run(Path(given)) else Path("runs") / manifest.name
+    return Run(given, local, store, place.bus, manifest, config)
 
 
 def newest_run(runs: Path, preset: str) -> Run:
@@ -123,7 +136,7 @@ def newest_run(runs: Path, preset: str) -> Run:
     Raises:
         RunError: there is none.
     """
-    found = [open_run(str(path.parent.parent)) for path in runs.glob(f"*/store/{layout.RUN}")]
+    found = [open_run(str(folder)) for folder in sorted(runs.glob("*")) if is_run(folder)]
     chosen = [run for run in found if run.config.preset == preset]
     if not chosen:
         raise RunError(f"{runs} holds no run of the preset {preset!r}: start one without --resume")

@@ -23,6 +23,7 @@ from sop.experiments.plan import ARMS, BASES, FULL, QUICK, Plan
 from sop.experiments.report import describe, write_report
 from sop.experiments.stream import open_stream
 from sop.launcher import Launcher
+from sop.places import is_run
 from sop.presets import make_config
 from sop.processes import Children, stop_on_signals, stop_with_parent
 from sop.runs import create_run, open_run
@@ -167,11 +168,7 @@ def record_streams(out: Path, plan: Plan, seeds: Sequence[int], stop: threading.
     for seed in seeds:
         folder = out / "streams" / f"seed{seed}"
         changes = ["algorithm=recap", f"seed={seed}", *plan.stream_changes]
-        run = (
-            open_run(str(folder))
-            if (folder / "store").is_dir()
-            else create_run(folder, make_config(plan.preset, changes))
-        )
+        run = open_run(str(folder)) if is_run(folder) else create_run(folder, make_config(plan.preset, changes))
         if not _finished(str(folder)):
             Launcher(run, stop).run()
         if stop.is_set():

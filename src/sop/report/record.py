@@ -27,6 +27,7 @@ from sop.core.sidecar import MAX_SIDECAR_BYTES, decode_sidecar
 from sop.freshness import Swap, hop_samples
 from sop.lineage import learned_by
 from sop.metrics import read_metrics
+from sop.places import find_place, is_run
 from sop.transport import ObjectStore, open_store
 
 _log = logging.getLogger(__name__)
@@ -148,8 +149,8 @@ def read_run(folder: Path) -> RunRecord:
     record.fleet = list(read_metrics(folder / "metrics" / "fleet.jsonl"))
     record.timing = _read_timing(folder / "timing.json")
     record.recorded, record.spooled = _read_spools(folder / "actors")
-    if (folder / "store").is_dir():
-        record.store = open_store(str(folder / "store"))
+    if is_run(folder):
+        record.store = open_store(find_place(str(folder)).store)
         _read_store(record, record.store)
     return record
 
