@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,8 +29,8 @@ import msgspec
 import numpy as np
 
 from sop.actor import ActorReporter, ActorSettings, EpisodeSpool, SpoolWriter, Uploader
-from sop.actor.actor import ActorCounts
 from sop.actor.lifecycle import ActorState
+from sop.actor.settings import ActorCounts
 from sop.broadcast import Subscriber
 from sop.core import layout
 from sop.core.clock import SystemClock
@@ -40,10 +40,13 @@ from sop.core.events import PolicySwapped
 from sop.core.run import RunManifest
 from sop.processes import stop_with_parent
 from sop.testing.link import LinkStore
-from sop.transport import EventBus, ObjectStore, default_bus_url, open_bus, open_store
+from sop.transport import Cursor, EventBus, MapsObjects, ObjectStore, open_bus, open_store
 
 STACK_BYTES = 1 << 20
 """Stack of a thread; only what is touched costs memory."""
+SWITCH_S = 0.05
+"""How long a thread that wants the interpreter's lock waits before it asks for it, 5 ms usually: hundreds that ask so
+often take the processor from the one that has it."""
 _CLOSERS = 64
 """Threads that close actors at the end; each close waits for threads of its actor."""
 POLL_S = 2.0
@@ -59,6 +62,12 @@ class SiteConfig:
 
     run: str
     """Folder of the run."""
+    store: str
+    """URL."""
+    bus: str
+    """URL."""
+    own_bus: bool
+    """Whether each actor has a connection to the bus of its own; else all of the process share one."""
     recordings: str
     """Folder of encoded episodes."""
     actor_ids: tuple[str, ...]
@@ -80,7 +89,7 @@ class ReplayActor:
         folder: of its spool.
         manifest: of the run where it takes part.
         store: of the run, perhaps behind a link.
-        bus: of the run, shared by the actors of a process.
+        bus: of the run; its own, or shared by the actors of the process.
         recordings: episodes that it replays in turn.
         report_s: seconds between two signs of life.
         seed: of its jitter.
@@ -167,17 +176,49 @@ class ReplayActor:
         self._subscriber.close()
 
 
+class CountedBus:
+    """A bus, and the bytes of the events that went through it. Safe to use from several threads, but for the counts,
+    which may miss some."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        self.sent_events = 0
+
+    def publish(self, topic: str, event: bytes, event_id: str) -> None:
+        """See `EventBus.publish`."""
+        self._bus.publish(topic, event, event_id)
+        self.sent_events += 1
+        self.sent_bytes += len(event) + len(event_id)
+
+    def poll(self, topic: str, after: Cursor | None, timeout_s: float) -> list[tuple[Cursor, bytes]]:
+        """See `EventBus.poll`."""
+        found = self._bus.poll(topic, after, timeout_s)
+        self.received_bytes += sum(len(event) for _, event in found)
+        return found
+
+    def close(self) -> None:
+        """See `EventBus.close`."""
+        self._bus.close()
+
+
 class Site:
     """The actors of this process, and the one thread that plays the ends of their episodes."""
 
-    def __init__(self, config: SiteConfig, bus: EventBus, store: ObjectStore) -> None:
+    def __init__(self, config: SiteConfig, stack: ExitStack) -> None:
         self._config = config
+        store = open_store(config.store)
         manifest = RunManifest.from_json(store.get(layout.RUN))
         spools = Path(config.run) / "actors"
-        if config.delay_s or config.bytes_per_s is not None or config.loss:
-            store = LinkStore(
+        self.link: LinkStore | None = None
+        """Counts the bytes of objects; None for a directory without an emulated link, whose objects are mapped."""
+        if config.delay_s or config.bytes_per_s is not None or config.loss or not isinstance(store, MapsObjects):
+            store = self.link = LinkStore(
                 store, delay_s=config.delay_s, bytes_per_s=config.bytes_per_s, loss=config.loss, seed=config.seed
             )
+        connections = len(config.actor_ids) if config.own_bus else 1
+        self.buses = [stack.enter_context(closing(CountedBus(open_bus(config.bus)))) for _ in range(connections)]
         paths = sorted(Path(config.recordings).glob("*.arrow"))
         recordings = tuple(decode(path.read_bytes()) for path in paths)
         self.actors = [
@@ -186,7 +227,7 @@ class Site:
                 spools / actor_id / "spool",
                 manifest,
                 store,
-                bus,
+                self.buses[number % connections],
                 recordings=recordings,
                 report_s=config.report_s,
                 seed=config.seed * 100_000 + number,
@@ -198,6 +239,18 @@ class Site:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._record, name="episodes", daemon=True)
         self.error: BaseException | None = None
+
+    def traffic(self) -> dict[str, int]:
+        """Bytes of objects and events until now, without what protocols add; no objects where they are mapped."""
+        objects = (
+            {} if self.link is None else {"store_up": self.link.sent_bytes, "store_down": self.link.received_bytes}
+        )
+        return {
+            **objects,
+            "bus_up": sum(bus.sent_bytes for bus in self.buses),
+            "bus_down": sum(bus.received_bytes for bus in self.buses),
+            "bus_events_up": sum(bus.sent_events for bus in self.buses),
+        }
 
     def wait_until_ready(self, timeout_s: float) -> bool:
         """Block until every actor acts with a policy; False after `timeout_s`."""
@@ -253,12 +306,13 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     stop_with_parent()
     threading.stack_size(STACK_BYTES)
+    sys.setswitchinterval(SWITCH_S)
     config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=SiteConfig)
-    store_url = f"{config.run}/store"
-    with closing(open_bus(default_bus_url(store_url))) as bus:
-        site = Site(config, bus, open_store(store_url))
+    with ExitStack() as stack:
+        site = Site(config, stack)
         gc.freeze()  # what lives until the end need not be looked at in every collection
         ready = site.wait_until_ready(120.0)
+        before = site.traffic()
         say("ready" if ready else "no policy", threads=threading.active_count())
         for line in sys.stdin:
             word, _, argument = line.strip().partition(" ")
@@ -266,7 +320,8 @@ def main() -> int:
                 site.start_recording()
             elif word == "drain":
                 waiting = site.drain(float(argument))
-                say("drained", waiting=waiting, late_s=[round(value, 4) for value in site.late_s])
+                traffic = {name: value - before[name] for name, value in site.traffic().items()}
+                say("drained", waiting=waiting, traffic=traffic, late_s=[round(value, 4) for value in site.late_s])
             elif word == "finish":
                 break
         for_each(site.actors, ReplayActor.close)

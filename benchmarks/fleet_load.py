@@ -6,13 +6,15 @@
     | recorded episodes, stamped anew           | ---------> | ingest, train, publish          |
     | (no physics, no inference, no control)    | <--------- |                                 |
     +-------------------------------------------+  policies  +---------------------------------+
-                          store: a directory, perhaps behind an emulated link;  bus: SQLite
+                          store: a directory, perhaps behind an emulated link, or S3 (SeaweedFS, started here)
+                          bus: SQLite, or NATS (started here), with a connection per actor
 
 Afterwards the books are closed: what the journals of all actors say was recorded must be what the learner's last
 checkpoint has indexed, each once. Hops come from the lineage of the published versions and from the swaps that the
 actors announced. The default rate is what two cores carry; `--period-s` and `--actors` find out what yours do.
 
     .venv/bin/python benchmarks/fleet_load.py [--quick] [--actors 1000] [--period-s 60] [--delay-ms 25 --mbit 100]
+    .venv/bin/python benchmarks/fleet_load.py --store s3 --bus nats [--quick] [--actors 1000]
 """
 
 import argparse
@@ -20,7 +22,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,13 @@ import msgspec
 import psutil
 from fleet_actors import SiteConfig
 from fleet_audit import audit, hops_of
-from fleet_processes import Process, Processes, Watch
+from fleet_processes import LearnerReports, Process, Processes, Watch
 from fleet_recordings import make_recordings
+from fleet_servers import Backends, open_backends
 
-from sop.core.events import TOPIC_LEARNER, LearnerReported, decode_event
+from sop.core.events import LearnerReported
 from sop.metrics import percentile, read_metrics
+from sop.places import Place, find_place
 from sop.presets import make_config
 from sop.runs import Run, create_run
 
@@ -77,7 +82,7 @@ SETTINGS = (
 """The debug preset, with larger images, no end, and a base policy that has hardly been trained."""
 
 
-def prepare(folder: Path, options: argparse.Namespace) -> Run:
+def prepare(folder: Path, options: argparse.Namespace, place: Place | None) -> Run:
     """A run with a few demonstrations and a base policy, and recordings for the actors (blocking)."""
     import torch
 
@@ -85,7 +90,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> Run:
 
     torch.set_num_threads(1)
     changes = [*SETTINGS, f"learner.publish_every={options.publish_every}", *options.set]
-    run = create_run(folder, make_config("debug", changes))
+    run = create_run(folder, make_config("debug", changes), place)
     never = threading.Event()
     demonstrations = 2 * len(run.config.robot.all_tasks)
     lab = ActorOptions(actor_id="lab-0", demonstrate=True, speed=0.0, end_sequence=demonstrations)
@@ -102,6 +107,9 @@ def start_sites(run: Run, processes: Processes, options: argparse.Namespace) -> 
     for number in range(options.processes):
         config = SiteConfig(
             run=str(run.folder),
+            store=find_place(str(run.folder)).store,
+            bus=run.bus_url,
+            own_bus=options.bus_connections == "actor",
             recordings=str(run.folder / "recordings"),
             actor_ids=tuple(ids[number :: options.processes]),
             period_s=options.period_s,
@@ -117,23 +125,9 @@ def start_sites(run: Run, processes: Processes, options: argparse.Namespace) -> 
     return sites
 
 
-def learner_reports(run: Run) -> Iterator[LearnerReported]:
-    """The learner's signs of life until now, oldest first."""
-    cursor = None
-    with run.bus() as bus:
-        while found := bus.poll(TOPIC_LEARNER, cursor, 0.0):
-            cursor = found[-1][0]
-            yield from (decode_event(data, LearnerReported) for _, data in found)
-
-
 def say(what: str) -> None:
     """A line about what goes on now; the result is printed at the end."""
     print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
-
-
-def newest_report(run: Run) -> LearnerReported:
-    """The learner's last sign of life; there has been one."""
-    return list(learner_reports(run))[-1]
 
 
 def wait_for(what: Callable[[], bool], timeout_s: float, check: Callable[[], None]) -> float:
@@ -145,7 +139,9 @@ def wait_for(what: Callable[[], bool], timeout_s: float, check: Callable[[], Non
     return time.monotonic() - started_s
 
 
-def run_fleet(run: Run, processes: Processes, options: argparse.Namespace) -> tuple[Watch, dict[str, Any]]:
+def run_fleet(
+    run: Run, processes: Processes, backends: Backends, reports: LearnerReports, options: argparse.Namespace
+) -> tuple[Watch, dict[str, Any]]:
     """Start everything, record for the given time, let it drain, and stop it in order (blocking)."""
     sites = start_sites(run, processes, options)
     learner = processes.start("learner", ["-m", "sop", "learner", str(run.folder)], {})
@@ -158,21 +154,22 @@ def run_fleet(run: Run, processes: Processes, options: argparse.Namespace) -> tu
     say(f"starting {options.actors} actors in {options.processes} processes, and the learner")
     started_s = time.monotonic()
     threads = sum(site.expect("ready", READY_S)["threads"] for site in sites)
-    wait_for(lambda: next(learner_reports(run), None) is not None, READY_S, check)
+    wait_for(lambda: reports.newest() is not None, READY_S, check)
     facts: dict[str, Any] = {"start_s": time.monotonic() - started_s, "threads": threads}
 
     actors = [psutil.Process(site.popen.pid) for site in sites]
-    watch = Watch({"learner": [psutil.Process(learner.popen.pid)], "actors": actors})
+    servers = {name: [process] for name, process in backends.processes.items()}
+    watch = Watch({"learner": [psutil.Process(learner.popen.pid)], "actors": actors, **servers})
     say(f"recording: a period of {options.period_s:.0f} s to warm up, then {options.seconds:.0f} s that count")
     recording_s = time.monotonic()
     for site in sites:
         site.tell("record")
-    wait_for(lambda: newest_report(run).learner_step >= WARM_STEPS, WARM_S, check)
+    wait_for(lambda: reports.last().learner_step >= WARM_STEPS, WARM_S, check)
     wait_for(lambda: time.monotonic() - recording_s >= options.period_s, options.period_s, check)
     facts["warm_up_s"] = time.monotonic() - recording_s
-    before = newest_report(run)
+    before = reports.last()
     watch.follow(options.seconds, check)
-    facts |= learner_facts(before, newest_report(run))
+    facts |= learner_facts(before, reports.last())
 
     say("recording is over; waiting until everything is indexed")
     stopped_s = time.monotonic()
@@ -180,18 +177,28 @@ def run_fleet(run: Run, processes: Processes, options: argparse.Namespace) -> tu
     for site in sites:
         site.tell(f"drain {DRAIN_S}")
     drained = [site.expect("drained", DRAIN_S + 30) for site in sites]
+    facts["per_robot_hour"] = per_robot_hour([said["traffic"] for said in drained], options, facts["recording_s"])
     facts["spooled_to_store_s"] = time.monotonic() - stopped_s
     late_s = [late_s for said in drained for late_s in said["late_s"]]
     facts["episode_end_late_s"] = {"p50": percentile(late_s, 50), "p99": percentile(late_s, 99)}
-    wait_for(lambda: newest_report(run).online_episodes >= len(late_s), CATCH_UP_S, check)
+    wait_for(lambda: reports.last().online_episodes >= len(late_s), CATCH_UP_S, check)
     facts["caught_up_s"] = time.monotonic() - stopped_s
     say("stopping")
     processes.stop(learner, CATCH_UP_S)
+    if learner.popen.returncode:
+        learner.expect("end well", 1.0)
     for site in sites:
         site.tell("finish")
     for site in sites:
         site.expect("finished", 60.0)
     return watch, facts
+
+
+def per_robot_hour(traffic: list[dict[str, int]], options: argparse.Namespace, seconds: float) -> dict[str, float]:
+    """Bytes of objects and events that an actor moved, and events that it sent, in an hour of this load; what TCP, TLS,
+    HTTP and NATS add is not in it."""
+    hours = options.actors * seconds / 3600
+    return {name: sum(part[name] for part in traffic) / hours for name in traffic[0]}
 
 
 def learner_facts(before: LearnerReported, after: LearnerReported) -> dict[str, Any]:
@@ -204,15 +211,16 @@ def learner_facts(before: LearnerReported, after: LearnerReported) -> dict[str, 
     }
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def measure(folder: Path, backends: Backends, options: argparse.Namespace) -> dict[str, Any]:
     """The whole benchmark in a folder of its own; its result."""
     say("preparing a run with a base policy")
     begin_s = time.monotonic()
-    run = prepare(folder, options)
+    run = prepare(folder, options, backends.place)
     prepare_s = time.monotonic() - begin_s
     processes = Processes(folder)
     try:
-        watch, facts = run_fleet(run, processes, options)
+        with closing(LearnerReports(run)) as reports:
+            watch, facts = run_fleet(run, processes, backends, reports, options)
     finally:
         processes.stop_all()
     say("closing the books")
@@ -220,14 +228,17 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     found = audit(folder)
     hops, swaps = hops_of(run)
     sampleable = [line["episode/sampleable_s"] for line in _metrics(folder) if "episode/sampleable_s" in line]
-    groups = ("learner", "actors")
+    groups = list(watch.groups)
     slopes = {name: watch.slope_mb_per_min(name) for name in groups}
     return {
         "actors": options.actors,
+        "store": options.store,
+        "bus": options.bus,
+        "bus_connections": options.bus_connections,
         **found,
         "hops": hops,
         "sampleable_all_s": {"p50": percentile(sampleable, 50), "p99": percentile(sampleable, 99)},
-        "rss_slope_mb_per_min": sum(slopes.values()),
+        "rss_slope_mb_per_min": slopes["learner"] + slopes["actors"],
         "rss_slope_mb_per_min_of": slopes,
         "rss_mb": {name: {"start": watch.rss_mb[name][0], "end": watch.rss_mb[name][-1]} for name in groups},
         "rss_mb_every_10_s": {name: [round(value) for value in watch.rss_mb[name][::10]] for name in groups},
@@ -257,9 +268,11 @@ def print_result(result: dict[str, Any]) -> None:
     harness.print_table("Books", ("", ""), [(name.replace("_", " "), result[name]) for name in BOOKS])
     rows = [
         (name, result["cores_used"][name], *result["rss_mb"][name].values(), result["rss_slope_mb_per_min_of"][name])
-        for name in ("learner", "actors")
+        for name in result["cores_used"]
     ]
     harness.print_table("Processes", ("", "cores used", "MB at first", "MB at last", "MB/min"), rows)
+    moved = [(name.replace("_", " "), value) for name, value in result["per_robot_hour"].items()]
+    harness.print_table("Bytes and events per robot-hour", ("", ""), moved)
 
 
 def parse() -> argparse.Namespace:
@@ -272,6 +285,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--report-s", type=float, default=1.0, help="seconds between signs of life of an actor")
     parser.add_argument("--steps", type=int, default=100, help="steps per episode, two 64 px cameras each")
     parser.add_argument("--publish-every", type=int, help="learner steps per published policy (default 100, quick 20)")
+    parser.add_argument(
+        "--store", choices=("dir", "s3"), default="dir", help="a directory, or SeaweedFS on this machine"
+    )
+    parser.add_argument("--bus", choices=("sqlite", "nats"), default="sqlite", help="SQLite, or NATS on this machine")
+    parser.add_argument(
+        "--bus-connections",
+        choices=("actor", "process"),
+        help="who has a connection to the bus (default: each actor with nats, each process of actors with sqlite)",
+    )
     parser.add_argument("--delay-ms", type=float, default=0.0, help="one-way delay of the emulated link to the store")
     parser.add_argument(
         "--mbit", type=float, help="its bandwidth, shared by the actors of a process (default: no limit)"
@@ -280,6 +302,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the run")
     parser.add_argument("--keep", action="store_true", help="keep the run's folder")
     options = parser.parse_args()
+    options.bus_connections = options.bus_connections or ("actor" if options.bus == "nats" else "process")
     quick = options.quick
     for name, full, small in (
         ("actors", 1000, 60),
@@ -298,12 +321,15 @@ def main() -> None:
     options = parse()
     folder = options.out / f"fleet_load-{os.getpid()}"
     try:
-        result = measure(folder, options)
+        with open_backends(folder, options.store, options.bus) as backends:
+            result = measure(folder, backends, options)
     finally:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
     print_result(result)
-    print(f"Numbers: {harness.write_result('fleet_load', result, options)}")
+    usual = (options.store, options.bus) == ("dir", "sqlite")
+    name = "fleet_load" if usual else f"fleet_load-{options.store}-{options.bus}"
+    print(f"Numbers: {harness.write_result(name, result, options)}")
 
 
 if __name__ == "__main__":

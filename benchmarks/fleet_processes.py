@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import psutil
 
+from sop.core.events import TOPIC_LEARNER, LearnerReported, decode_event
 from sop.processes import child_environment
+from sop.runs import Run
+from sop.transport import Cursor, open_bus
 
 
 @dataclass
@@ -140,6 +143,33 @@ class Watch:
     def _cpu_s(self, name: str) -> float:
         times = [member.cpu_times() for member in _with_children(self.groups[name])]
         return float(sum(time.user + time.system for time in times))
+
+
+class LearnerReports:
+    """The learner's signs of life, over one connection. `close` it."""
+
+    def __init__(self, run: Run) -> None:
+        self._bus = open_bus(run.bus_url)
+        self._cursor: Cursor | None = None
+        self._newest: LearnerReported | None = None
+
+    def newest(self) -> LearnerReported | None:
+        """The last one until now; None: it has said nothing yet."""
+        while found := self._bus.poll(TOPIC_LEARNER, self._cursor, 0.0):
+            self._cursor = found[-1][0]
+            self._newest = decode_event(found[-1][1], LearnerReported)
+        return self._newest
+
+    def last(self) -> LearnerReported:
+        """The last one until now; there has been one."""
+        newest = self.newest()
+        if newest is None:
+            raise RuntimeError("the learner has given no sign of life")
+        return newest
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._bus.close()
 
 
 def _with_children(members: list[psutil.Process]) -> list[psutil.Process]:

@@ -22,7 +22,8 @@ def make_recordings(folder: Path, run: Run, *, number: int, num_steps: int) -> N
 
 
 def _record(run: Run, task: str, seed: int, num_steps: int) -> Episode:
-    """The policy wanders about and finds nothing; for the last steps a person takes over and finishes."""
+    """The policy wanders about and finds nothing; for the last steps a person takes over and finishes. The light
+    flickers: a camera that shows one image while the robot moves would be taken for a broken one."""
     robot, clock, rng = make_robot(run.config.robot), FakeClock(), np.random.default_rng(seed)
     body = robot.embodiment
     recorder = EpisodeRecorder("recording", body, clock)
@@ -30,7 +31,8 @@ def _record(run: Run, task: str, seed: int, num_steps: int) -> Episode:
     raw, _ = robot.reset(seed=seed, options={"task": task, "scene": DEPLOYMENT, "time_factor": 100.0})
     success, step = False, 0
     while not success and step < 2 * num_steps:
-        observation = Observation(raw["images"], raw["state"])
+        images = {camera: np.minimum(image, 252) + np.uint8(step % 4) for camera, image in raw["images"].items()}
+        observation = Observation(images, raw["state"])
         proposal = rng.uniform(-0.3, 0.3, body.num_actions).astype(np.float32)
         human = step >= num_steps - 15
         action = robot.expert_action() if human else proposal

@@ -66,6 +66,18 @@ def test_a_healthy_link_carries_everything_in_both_directions(echo: int) -> None
         assert _receive(second, len(data)) == data
 
 
+def test_it_counts_what_has_gone_through_in_each_direction(echo: int) -> None:
+    with CuttingProxy("127.0.0.1", echo) as proxy:
+        assert (proxy.sent_bytes, proxy.received_bytes) == (0, 0)
+        for _ in range(2):
+            with _connect(proxy) as end:
+                end.sendall(bytes(1000))
+                left = 1000
+                while left:
+                    left -= len(end.recv(left))
+        assert (proxy.sent_bytes, proxy.received_bytes) == (2000, 2000)
+
+
 def test_a_cut_ends_what_is_open_and_what_comes_until_it_heals(echo: int) -> None:
     with CuttingProxy("127.0.0.1", echo) as proxy:
         with _connect(proxy) as end:

@@ -118,18 +118,18 @@ class CuttingProxy:
                     self._closed.wait(self._delay_s)
                 if up:
                     allowed = self._allow(len(piece))
-                    sink.sendall(piece[:allowed])
                     with self._changed:
                         self.sent_bytes += allowed
+                    sink.sendall(piece[:allowed])
                     if allowed < len(piece):
                         self._reset_all()
                         return
                 elif self._takes_answer():
                     break
                 else:
-                    sink.sendall(piece)
                     with self._changed:
                         self.received_bytes += len(piece)
+                    sink.sendall(piece)
         self._drop(pair)
 
     def _allow(self, num_bytes: int) -> int:
