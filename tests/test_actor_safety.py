@@ -220,6 +220,8 @@ def test_a_limits_file_that_does_not_fit_is_refused_by_name(tmp_path: Path, text
         ({"dx": {"scale": 0.0}}, "limits.dx.scale"),
         ({"dx": {"workspace": (1.0, -1.0)}}, "limits.dx.workspace"),
         ({"dx": {"low": 1.0, "high": 0.0}}, "limits.dx.low"),
+        ({"dx": {"low": 0.1}}, "limits.dx.low"),
+        ({"dx": {"high": -0.1}}, "limits.dx.low"),
         ({"dx": {"state": "y"}}, "limits.dx.state"),
         ({"dx": {"workspace": (0.0, 1.0), "state": None}}, "limits.dx.state"),
         ({"joint": {"state": None}}, "limits.joint.state"),

@@ -232,10 +232,28 @@ def test_on_prod_an_order_at_the_robot_stands_until_the_channel_says_something_n
     fleet.order(1, PROD, stable=ref(2))
     vetting = fleet.vetting(PROD)
     vetting.refresh(fleet.store)
-    last_good.rollback(vetting.sequence)
+    last_good.rollback()  # `sop policy rollback --robot` does not know the channel
     fleet.place_signed(2)
     subscriber = fleet.subscribe(vetting=vetting, last_good=last_good)
     eventually(subscriber, lambda: subscriber._current == 1 and subscriber._list_due_s > 0)
     assert subscriber.wait_first(PATIENCE_S).version == 1
     fleet.order(2, PROD, stable=ref(2), issued_utc_ns=NOW_NS + 1)
     assert subscriber.wait_first(PATIENCE_S).version == 2
+
+
+def test_an_order_given_during_a_transfer_is_not_overruled_by_what_was_ordered_before(fleet: Fleet) -> None:
+    last_good = copies(fleet, 1, 2)
+    fleet.place_signed(3)
+    fleet.order(1, PROD, stable=ref(3))
+
+    def go_back(operation: str, key: str) -> None:
+        if key == layout.policy_weights(3) and last_good.standing() is None:
+            last_good.rollback()
+
+    fleet.store.before = go_back
+    subscriber = fleet.subscribe(vetting=fleet.vetting(PROD), last_good=last_good)
+    eventually(subscriber, lambda: subscriber._current == 1)
+    order = last_good.standing()
+    assert order is not None
+    assert order.policy == ref(1)
+    assert subscriber.wait_first(PATIENCE_S).version == 1

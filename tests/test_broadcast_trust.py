@@ -17,11 +17,14 @@ from broadcast_examples import (
     policy,
     weights,
 )
-from sop.broadcast import Subscriber, publish_root
+from sop.actor import PinnedPolicy
+from sop.broadcast import Subscriber, prepare_with, publish_root
 from sop.core import layout
 from sop.core.channel import CHANNEL_TYPE, STATEMENT_TYPE, PolicyRef
 from sop.core.codec import content_hash
-from sop.core.errors import RunError
+from sop.core.errors import RunError, Untrusted
+from sop.testing.clock import FakeClock
+from sop.testing.policy import FakePolicy
 from trust_examples import DAY_NS, NOW_NS, Fleet, key, ref, root, signature, trust_json
 
 
@@ -280,3 +283,30 @@ def test_a_signed_policy_for_another_robot_is_refused(robot: dict[str, Any], rea
     assert fleet.fetched("weights.safetensors") == []
     fleet.publish_signed(1 + 1)
     assert subscriber.wait_first(PATIENCE_S).version == 2, "what was refused is not what was accepted"
+
+
+@pytest.mark.parametrize(
+    ("envelope", "message"),
+    [
+        (b"", "not a signed envelope"),
+        (signature(1, "stranger"), "valid signatures"),
+        (signature(1, run="other"), "run"),
+    ],
+)
+def test_a_rollout_of_the_base_asks_for_signatures_as_well(envelope: bytes, message: str, fleet: Fleet) -> None:
+    prepare = prepare_with(FakePolicy)
+    fleet.place_signed(1, envelope)
+    with pytest.raises(Untrusted, match=message):
+        PinnedPolicy(fleet.store, 1, ROBOT, prepare=prepare, clock=FakeClock(), vetting=fleet.vetting())
+    assert fleet.fetched("weights.safetensors") == []
+
+
+def test_a_rollout_of_a_base_that_is_banned_or_unsigned_does_not_begin(fleet: Fleet) -> None:
+    prepare = prepare_with(FakePolicy)
+    place(fleet.store, *policy(2), 2)
+    with pytest.raises(Untrusted, match="nobody signed it"):
+        PinnedPolicy(fleet.store, 2, ROBOT, prepare=prepare, clock=FakeClock(), vetting=fleet.vetting())
+    fleet.place_signed(1)
+    fleet.order(1, banned={ref(1).manifest_hash: "bad"})
+    with pytest.raises(Untrusted, match="is banned: bad"):
+        PinnedPolicy(fleet.store, 1, ROBOT, prepare=prepare, clock=FakeClock(), vetting=fleet.vetting())

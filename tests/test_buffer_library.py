@@ -59,6 +59,20 @@ def test_an_index_and_a_list_give_the_same_episodes_in_their_order(tmp_path: Pat
     assert fetched.count(str(keys[0])) == 1, "the second comes from the cache"
 
 
+def test_what_is_excluded_is_not_named(tmp_path: Path) -> None:
+    """Fault 25: a flagged episode is kept from every learning rule that reads whole episodes, also a later one."""
+    index, excluded = EpisodeIndex(("push",)), set[str]()
+    keys = [EpisodeKey("episodes", "robot-0", number, 2, f"{number:032x}") for number in range(3)]
+    for key in keys:
+        index.add(row(key, Source.ONLINE))
+    payloads = open_payloads(MemoryStore(), tmp_path, memory_bytes=1 << 20, disk_bytes=0)
+    library = IndexLibrary(index, payloads, excluded)
+    assert library.keys(Source.ONLINE) == [str(key) for key in keys]
+    excluded.add(str(keys[1]))
+    assert library.keys(Source.ONLINE) == [str(keys[0]), str(keys[2])]
+    payloads.close()
+
+
 def test_a_list_of_other_keys_is_refused(tmp_path: Path) -> None:
     payloads = open_payloads(MemoryStore(), tmp_path, memory_bytes=1, disk_bytes=0)
     with pytest.raises(InvalidRecord, match="not the key of an episode"):

@@ -327,7 +327,7 @@ def test_what_is_frozen_is_neither_copied_nor_stored_again(finished_base: Run) -
     config = replace(run.config.learner, freeze="prefix", publish_every=1, cooldown_steps=1)
     with learner_parts(run, policy, algorithm, config) as parts:
         learner = Learner(parts, config, target_episodes=6)
-        exported = learner._weights()
+        exported = learner.weights()
         frozen = {name for name, value in policy.module.named_parameters() if not value.requires_grad}
         assert frozen
         assert frozen.isdisjoint(exported)

@@ -14,7 +14,7 @@ from sop.core.errors import RunError
 from sop.processes import Children, Job, child_environment
 
 
-def run_code(children: Children, name: str, code: str, *, restart: bool = False) -> None:
+def run_code(children: Children, name: str, code: str, *, restart: bool = False, dispensable: bool = False) -> None:
     """Start a child that runs `code` instead of the `sop` command, as if long ago."""
 
     def spawn(job: Job) -> "subprocess.Popen[bytes]":
@@ -22,7 +22,7 @@ def run_code(children: Children, name: str, code: str, *, restart: bool = False)
             return subprocess.Popen([sys.executable, "-c", code], stdout=output, stderr=output)
 
     children.spawn = spawn
-    children.start(name, [], restart=restart)
+    children.start(name, [], restart=restart, dispensable=dispensable)
     children._children[name].started -= 60
 
 
@@ -63,6 +63,39 @@ def test_a_child_that_was_told_something_impossible_is_not_started_again(tmp_pat
     children._children["learner"].process.wait(20)
     with pytest.raises(RunError, match=r"learner ended with code 2(?s:.*)no such setting"):
         children.watch()
+
+
+def fail_early(children: Children, name: str) -> None:
+    """Let a child die at its start once more than it may."""
+    for _ in range(3):
+        children._children[name].process.wait(20)
+        children._children[name].started = time.monotonic()
+        children.watch()
+
+
+def test_a_robot_that_fails_at_its_start_again_and_again_is_left_alone_while_another_works(tmp_path: Path) -> None:
+    notes: list[str] = []
+    children = Children(tmp_path, on_restart=notes.append)
+    run_code(children, "robot-0", "import time; time.sleep(60)", restart=True, dispensable=True)
+    run_code(children, "robot-1", "raise SystemExit('the store refuses us')", restart=True, dispensable=True)
+    fail_early(children, "robot-1")
+    assert notes[:2] == ["robot-1 died (code 1) and was started again"] * 2
+    assert notes[2:] == ["robot-1 fails at its start again and again and is left alone: the store refuses us"]
+    children.watch()
+    assert len(notes) == 3
+    assert not children.finished("robot-0")
+    children.stop()
+
+
+def test_the_last_robot_that_fails_at_its_start_ends_the_run(tmp_path: Path) -> None:
+    children = Children(tmp_path)
+    run_code(children, "learner", "import time; time.sleep(60)", restart=True)
+    for name in ("robot-0", "robot-1"):
+        run_code(children, name, "raise SystemExit('the store refuses us')", restart=True, dispensable=True)
+    children._children["robot-0"].left_alone = True
+    with pytest.raises(RunError, match=r"robot-1 ended with code 1(?s:.*)the store refuses us"):
+        fail_early(children, "robot-1")
+    children.stop()
 
 
 def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ PUBLIC = {
     "learner": "Bookkeeping Checkpoint CheckpointStore Learner Optimization",
     "operators": "Demonstrator Nobody OPERATORS Operator Oracle StandIn check_operator make_operator",
     "policies": "BranchVelocities ConditionedPolicy POLICIES PolicyKind TrainablePolicy check_policy "
-    "compute_normalization conditioned freeze layers make_policy make_spec shard_blocks",
+    "compute_normalization conditioned freeze make_policy make_spec shard_blocks",
     "report": "describe summarise write_report",
     "robots": "DEPLOYMENT LAB ROBOTS RobotObservation Scene SimulatedRobot make_robot",
     "transport": "BUSES Cursor Data DirectoryStore EventBus Identity MapsObjects ObjectStore STORES SqliteBus "

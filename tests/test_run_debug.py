@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from chaos import MUST_BE_NONE, count, processes_of, run_with_kills
 from sop.broadcast import published_versions
+from sop.chaos.history import check_history
+from sop.chaos.strikes import attack_new
+from sop.chaos.target import Target
 from sop.cli import main
+from sop.runs import open_run
 from sop.transport import open_store
 
 pytestmark = pytest.mark.slow
@@ -49,7 +52,7 @@ def test_the_debug_run_ends_with_a_report_and_every_number(tmp_path: Path) -> No
     assert f"{summary['episodes']} episodes" in text
     newest = list(published_versions(open_store(str(folder / "store"))))[-1]
     assert finish(sop("inspect", str(folder))).count(f" {newest} ") >= 1
-    assert count(folder)["lost"] == 0
+    assert check_history(open_run(str(folder))).words() == []
     again = finish(sop("run", "debug", "--runs", str(tmp_path), "--name", "whole"), code=2)
     assert "--resume goes on with it" in again
 
@@ -66,27 +69,29 @@ def test_ctrl_c_ends_a_run_with_a_report_and_resume_goes_on(tmp_path: Path) -> N
     assert partial["lost_episodes"] == 0
     assert 0 < partial["episodes"] < 30
     assert (folder / "report.html").exists()
-    assert processes_of(folder) == {}
+    assert Target(open_run(str(folder))).processes() == []
     finish(sop("run", "debug", "--runs", str(tmp_path), "--resume"))
     summary = json.loads((folder / "summary.json").read_text())
     assert 30 <= summary["episodes"] <= 33
     assert summary["learner_steps"] > partial["learner_steps"]
     assert summary["final"]["success"] is not None
-    counts = count(folder)
-    assert counts["recorded"] == counts["indexed"]
-    assert {name: counts[name] for name in MUST_BE_NONE} == dict.fromkeys(MUST_BE_NONE, 0)
-    assert counts["steps"] > 0
-    assert main(["replay-batch", str(folder), "--step", str(counts["steps"])]) == 0
+    history = check_history(open_run(str(folder)))
+    assert history.words() == []
+    assert history.last_step > 0
+    assert main(["replay-batch", str(folder), "--step", str(history.last_step)]) == 0
 
 
-def test_killed_learner_and_actors_lose_nothing(tmp_path: Path) -> None:
-    code, hits, counts = run_with_kills(tmp_path, 4, episodes=40, every_s=2.5, seed=3)
-    log = (tmp_path / "chaos.log").read_text()
-    assert code == 0, log
-    assert sum(hits.values()) >= 3, log
-    assert counts["recorded"] == counts["indexed"] >= 40
-    assert {name: counts[name] for name in MUST_BE_NONE} == dict.fromkeys(MUST_BE_NONE, 0), log
-    assert main(["replay-batch", str(tmp_path / "chaos"), "--step", str(counts["steps"])]) == 0
+def test_struck_processes_lose_nothing(tmp_path: Path) -> None:
+    names, said = ("bus-wiped", "flip", "kill", "power-cut", "store-away"), list[str]()
+    attack = attack_new("debug", tmp_path, strikes=4, seed=3, names=names, every_s=2.5, say=said.append)
+    log = "\n".join([*said, (tmp_path / "debug-seed3" / "run.log").read_text()])
+    assert attack.exit_code == 0, log
+    assert attack.history.words() == [], log
+    assert len(attack.strikes) >= 3, log
+    assert attack.history.counts()["indexed"] >= 40
+    assert attack.survived
+    assert json.loads((tmp_path / "debug-seed3" / "chaos.json").read_text())["violations"] == []
+    assert main(["replay-batch", str(tmp_path / "debug-seed3"), "--step", str(attack.history.last_step)]) == 0
 
 
 def test_the_loop_runs_on_deltas_in_bfloat16(tmp_path: Path) -> None:

@@ -238,13 +238,13 @@ def check_result(folder: Path) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What a run of RECAP without operators printed, and its folder."""
     runs = tmp_path_factory.mktemp("recap")
-    return sop_run(runs, "alone", "--algorithm", "recap", "--operators", "none", "--episodes", "8"), runs / "alone"
+    arguments = ("--algorithm", "recap", "--operators", "none", "--set", "exploration.kind=offset", "--episodes", "8")
+    return sop_run(runs, "alone", *arguments), runs / "alone"
 
 
 @pytest.mark.slow
 def test_recap_without_operators_runs_from_base_rollouts_to_the_report_and_resumes(alone: tuple[str, Path]) -> None:
     text, folder = alone
-    assert "Nobody corrects, so the fleet explores" in text
     check_result(folder)
     rollouts = headers(folder, "demonstrations/base-")
     assert sorted(rollout.task for rollout in rollouts) == ["touch-green"] * 6 + ["touch-red"] * 6

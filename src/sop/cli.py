@@ -5,9 +5,10 @@ commands/processes.py   actor, learner, evaluate
 commands/reading.py     report, inspect, replay-batch
 commands/experiment.py  experiment
 commands/chaos.py       chaos
+commands/soak.py        soak
 commands/store.py       store
 fleet/command.py        fleet
-rollout/command.py      policy
+commands/policy.py      policy
 """
 
 import argparse
@@ -15,7 +16,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from sop.commands import chaos, experiment, processes, reading, run, store
+from sop.commands import chaos, experiment, policy, processes, reading, run, soak, store
 from sop.core.errors import SopError
 from sop.fleet import command as fleet
 
@@ -49,6 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--log-level", default="WARNING", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
-    for group in (run, processes, reading, experiment, chaos, store, fleet):
+    for group in (run, processes, reading, experiment, chaos, soak, store, fleet, policy):
         group.add_commands(commands)
     return parser

@@ -117,10 +117,8 @@ class ExplorationConfig:
     """Episodes of each single actor, counted by its own sequence numbers, so that a restart changes nothing."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.kind in ("none", "offset", "noise"),
-            f"exploration.kind must be none, offset or noise, got {self.kind!r}",
-        )
+        kinds = ("none", "offset", "noise")
+        _require(self.kind in kinds, f"exploration.kind must be none, offset or noise, got {self.kind!r}")
         for name in ("std", "tempo"):
             value = getattr(self, name)
             _require(0 <= value < float("inf"), f"exploration.{name} must be 0 or more and finite, got {value}")
@@ -241,6 +239,9 @@ class LearnerConfig:
     """Regular expression: parameters whose name it matches are not trained."""
     publish_every: int = 25
     """Learner steps between two published policies."""
+    golden_observations: int = 64
+    """Moments of the demonstrations on which every version has to act sensibly before it is published, about 0.1 s of
+    a core per version; 0 publishes whatever is finite."""
     publish_dtype: str = "float32"
     """`float32`, or `bfloat16`: half the bytes, rounded to the nearest."""
     publish_encoding: str = "auto"
@@ -280,8 +281,8 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "publish_every", "checkpoint_every", "threads", "prefetch", "keep_policies"):
             _require(getattr(self, name) >= 1, f"learner.{name} must be at least 1, got {getattr(self, name)}")
-        _require(self.decode_workers >= 0, f"learner.decode_workers must be 0 or more, got {self.decode_workers}")
-        _require(self.disk_cache_gb >= 0, f"learner.disk_cache_gb must be 0 or more, got {self.disk_cache_gb}")
+        for name in ("golden_observations", "decode_workers", "disk_cache_gb"):
+            _require(getattr(self, name) >= 0, f"learner.{name} must be 0 or more, got {getattr(self, name)}")
         _require(self.cache_gb > 0, f"learner.cache_gb must be positive, got {self.cache_gb}")
         _require(
             self.publish_dtype in ("float32", "bfloat16"),

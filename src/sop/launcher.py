@@ -216,7 +216,7 @@ class Launcher:
         self._monitor.begin_fleet()
         self._start("learner", ["learner", run.place], restart=True)
         for name in actors:
-            self._start(name, ["actor", *self._where, "--id", name, *demonstrate], restart=True)
+            self._start(name, ["actor", *self._where, "--id", name, *demonstrate], restart=True, dispensable=True)
         if run.config.evaluation.progress_episodes_per_task:
             self._start("evaluator", ["evaluate", *self._where, "--follow"], restart=True, nice=19)
         began = time.monotonic()
@@ -245,13 +245,20 @@ class Launcher:
         return (self._spawn if job.arguments[0] in ("actor", "evaluate") else spawn_here)(job)
 
     def _start(
-        self, name: str, arguments: Sequence[str], *, who: str | None = None, restart: bool = False, nice: int = 0
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        who: str | None = None,
+        restart: bool = False,
+        dispensable: bool = False,
+        nice: int = 0,
     ) -> None:
         """Start a process of the run as `who` it is, by its own name if nothing else is said."""
         own = {}
         if self._identities is not None:
             own = {VARIABLE: str(load_identity(self._identities / (who or name)).folder)}
-        self._children.start(name, arguments, restart=restart, nice=nice, environment=own)
+        self._children.start(name, arguments, restart=restart, dispensable=dispensable, nice=nice, environment=own)
 
     def _watch(self, look: Callable[[RunView], bool]) -> None:
         """Keep the processes alive and the terminal up to date while `look` says so and nobody stops it."""

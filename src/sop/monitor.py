@@ -84,6 +84,7 @@ class Monitor:
         self._metrics = metrics
         self._clock = clock
         self._cursors: dict[str, Cursor | None] = {}
+        self._counted: set[str] = set()
         self._logged_at = self._listed_at = clock() - 3600
         self._started_utc_ns = self._fleet_began_utc_ns = time.time_ns()
 
@@ -147,6 +148,9 @@ class Monitor:
     def _on_episode(self, data: bytes) -> None:
         event = decode_event(data, EpisodeCommitted)
         EpisodeKey.parse(event.key)
+        if event.key in self._counted:  # an event may come twice
+            return
+        self._counted.add(event.key)
         self.view.collected += not layout.from_lab(event.key) and event.outcome != Outcome.ABORTED
 
     def _on_policy(self, data: bytes) -> None:

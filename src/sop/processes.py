@@ -26,6 +26,8 @@ _EARLY_DEATH_S = 5.0
 _MAX_EARLY_DEATHS = 3
 _WRONG_USAGE = 2
 """Exit code of a process that was told something that cannot be done: it would be so again."""
+_MAX_REASON = 300
+"""Characters of a log that are repeated in a note."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -102,8 +104,11 @@ class Child:
     restart: bool
     process: Process
     started: float
+    dispensable: bool = False
     early_deaths: int = 0
     restarts: int = 0
+    left_alone: bool = False
+    """It failed at its start again and again; the others go on without it."""
 
     @property
     def name(self) -> str:
@@ -117,7 +122,7 @@ class Children:
 
     Args:
         log_folder: `<name>.log` of every child goes here, appended.
-        on_restart: told in a sentence when one was started again.
+        on_restart: told in a sentence when one was started again, or is left alone.
         spawn: starts them.
     """
 
@@ -132,6 +137,7 @@ class Children:
         arguments: Sequence[str],
         *,
         restart: bool = False,
+        dispensable: bool = False,
         nice: int = 0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -141,12 +147,14 @@ class Children:
             name: for the log file and for `stop`.
             arguments: of the `sop` command.
             restart: start it again when it dies with an error.
+            dispensable: one of several, such as a robot: the others go on without it when it fails at its start again
+                and again.
             nice: how far it steps back for others, 0 to 19.
             environment: variables of this child alone.
         """
         output = self.log_folder / f"{name}.log"
         job = Job(name=name, arguments=arguments, output=output, nice=nice, environment=environment or {})
-        self._children[name] = Child(job, restart, self.spawn(job), time.monotonic())
+        self._children[name] = Child(job, restart, self.spawn(job), time.monotonic(), dispensable)
 
     def finished(self, name: str) -> bool:
         """Whether the process ended without an error or was stopped; one that died is not finished."""
@@ -157,22 +165,33 @@ class Children:
         """Restart what died and may be restarted; call it often, it does not wait.
 
         Raises:
-            RunError: a process that is not restarted failed, one fails again and again at its start, or one was
-                started in a way that cannot work.
+            RunError: a process that is not restarted failed, one that is needed (or the last of those that are
+                dispensable) fails again and again at its start, or one was started in a way that cannot work.
         """
         for child in list(self._children.values()):
             code = child.process.poll()
-            if code in (None, 0):
+            if code in (None, 0) or child.left_alone:
                 continue
             if time.monotonic() - child.started < _EARLY_DEATH_S:
                 child.early_deaths += 1
             else:
                 child.early_deaths = 0
-            if code == _WRONG_USAGE or not child.restart or child.early_deaths >= _MAX_EARLY_DEATHS:
+            fails_again = child.early_deaths >= _MAX_EARLY_DEATHS
+            if fails_again and code != _WRONG_USAGE and self._goes_without(child):
+                child.left_alone = True
+                why = (self.log_tail(child.name, 1) or "it said nothing")[:_MAX_REASON]
+                self.on_restart(f"{child.name} fails at its start again and again and is left alone: {why}")
+                continue
+            if fails_again or code == _WRONG_USAGE or not child.restart:
                 raise RunError(f"{child.name} ended with code {code}; its log ends so:\n{self.log_tail(child.name)}")
             child.restarts += 1
             self.on_restart(f"{child.name} died (code {code}) and was started again")
             child.process, child.started = self.spawn(child.job), time.monotonic()
+
+    def _goes_without(self, child: Child) -> bool:
+        """Whether others of its kind are left when this one is left alone."""
+        others = (other for other in self._children.values() if other is not child and other.dispensable)
+        return child.dispensable and not all(other.left_alone for other in others)
 
     def pid(self, name: str) -> int:
         """Process id."""

@@ -15,7 +15,7 @@ from sop.buffer import BatchLoader, EpisodeIndex, EpisodeRow, PayloadCache
 from sop.buffer.loader import BatchLabels
 from sop.core.codec import EncodedEpisode, content_hash
 from sop.core.errors import InvalidRecord
-from sop.core.experience import Batch, Source, Windows
+from sop.core.experience import Batch, Source, Windows, hash_like
 from sop.core.layout import EPISODES, EpisodeKey
 from sop.core.lineage import StepDraw
 from sop.lineage import find_draw
@@ -37,7 +37,12 @@ class Replay:
     @property
     def same(self) -> bool:
         """Whether it is the batch that the learner had, to the bit."""
-        return self.batch.content_hash == self.draw.batch_hash
+        return self.content_hash == self.draw.batch_hash
+
+    @property
+    def content_hash(self) -> str:
+        """Of the batch, in the form of the one that was recorded: a learner on several ranks records one per rank."""
+        return hash_like(self.batch, self.draw.batch_hash)
 
 
 def replay_batch(run: Run, learner_step: int, version: int | None = None) -> Replay:
@@ -150,7 +155,7 @@ def print_replay(place: str, learner_step: int, *, version: int | None, out: Pat
     if draw.loss_weight is not None:
         console.print(f"labels as they were learned from (label version {draw.label_version})")
     verdict = "the same batch" if replay.same else f"NOT the batch that was learned from ({draw.batch_hash})"
-    console.print(f"content hash {batch.content_hash}: {verdict}")
+    console.print(f"content hash {replay.content_hash}: {verdict}")
     if out is not None:
         arrays = {f"images.{camera}": images for camera, images in batch.images.items()}
         arrays |= {name: getattr(batch, name) for name in ("state", "action", "loss_weight", "policy_version")}

@@ -27,6 +27,7 @@ from sop.core import layout
 from sop.core.channel import CHANNELS, TRAIN
 from sop.core.clock import Clock
 from sop.core.embodiment import Embodiment
+from sop.core.errors import Forbidden, StoreUnavailable
 from sop.policies import make_policy
 from sop.robots import DEPLOYMENT, LAB
 from sop.runs import Run
@@ -79,7 +80,13 @@ def open_spool(run: Run, options: ActorOptions, embodiment: Embodiment) -> tuple
     folder = layout.DEMONSTRATIONS if options.demonstrate or options.rollout else layout.EPISODES
     spool = EpisodeSpool(actor_folder(run, options.actor_id) / "spool", folder, options.actor_id)
     recover_interrupted(spool, embodiment)
-    return spool, max(spool.next_sequence(), next_stored_sequence(run.store, folder, options.actor_id))
+    mine = spool.next_sequence()
+    try:
+        return spool, max(mine, next_stored_sequence(run.store, folder, options.actor_id))
+    except (StoreUnavailable, Forbidden):
+        if not mine:  # a new disk: the store alone knows which numbers are taken
+            raise
+        return spool, mine
 
 
 def open_gate(run: Run, options: ActorOptions, embodiment: Embodiment, clock: Clock) -> SafetyGate:
@@ -102,11 +109,11 @@ def open_subscriber(
 ) -> Subscriber | PinnedPolicy | None:
     """Where the actor's policies come from, closed by `stack`; None when people drive."""
     prepare = prepare_with(make_policy)
-    if options.rollout:
-        return PinnedPolicy(run.store, 0, embodiment, prepare=prepare, clock=clock)
     if options.demonstrate:
         return None
     vetting = open_vetting(run, options)
+    if options.rollout:
+        return PinnedPolicy(run.store, 0, embodiment, prepare=prepare, clock=clock, vetting=vetting)
     last_good = None
     if vetting is not None:
         last_good = LastGood(actor_folder(run, options.actor_id) / "policies", check=vetting.signed)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from sop.actor.exploration import make_exploration
 from sop.algorithms import make_algorithm
+from sop.broadcast.vouching import Vouching
 from sop.config import RunConfig
 from sop.core import layout
-from sop.core.errors import AlreadyExists, NotFound, RunError
+from sop.core.codec import content_hash
+from sop.core.errors import AlreadyExists, NotFound, RunError, StoreUnavailable
 from sop.core.events import TOPIC_ACTORS, TOPIC_LEARNER
 from sop.core.run import RunManifest
 from sop.operators import check_operator
@@ -18,7 +20,9 @@ from sop.places import STORE, Place, find_place, is_run, keep_place
 from sop.policies import check_policy
 from sop.presets import FROM_PEOPLE, config_from_dict, config_to_dict
 from sop.robots import make_robot
-from sop.transport import EventBus, ObjectStore, open_bus, open_store, probe
+from sop.transport import EventBus, ObjectStore, open_bus, open_store, own_identity, probe
+from sop.trust import SigningKey
+from sop.trust.memory import write_durably
 
 STATUS_KEEP_S = 600.0
 """Seconds after which the bus forgets signs of life."""
@@ -121,13 +125,44 @@ def open_run(given: str, bus_url: str | None = None) -> Run:
     """
     place = find_place(given, bus_url)
     store = open_store(place.store)
-    try:
-        manifest = RunManifest.from_json(store.get(layout.RUN))
-    except NotFound as error:
-        raise RunError(f"{place.store} holds no run ({layout.RUN} is missing): start one with `sop run`") from error
+    manifest = RunManifest.from_json(_run_json(store, place, Path(given)))
     config = config_from_dict(manifest.config)
     local = Path(given) if is_run(Path(given)) else Path("runs") / manifest.name
     return Run(given, local, store, place.bus, manifest, config)
+
+
+def _run_json(store: ObjectStore, place: Place, folder: Path) -> bytes:
+    """`run.json`: says which run this is, so a process with an identity believes the first one that it saw and no
+    other, and needs the store only once.
+
+    Raises:
+        RunError: there is no run, or it is not the one that was seen here.
+    """
+    if own_identity() is None:
+        return _stored_run_json(store, place)
+    root = folder if is_run(folder) else Path("runs")
+    pin = root / f".run-{content_hash(place.store.encode())}.json"
+    try:
+        data = _stored_run_json(store, place)
+    except StoreUnavailable:
+        if not pin.exists():
+            raise
+        return pin.read_bytes()
+    if not pin.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        write_durably(pin, data)
+    if pin.read_bytes() != data:
+        raise RunError(
+            f"{place.store}: its {layout.RUN} is not the one that was seen here ({pin}); delete that to follow"
+        )
+    return data
+
+
+def _stored_run_json(store: ObjectStore, place: Place) -> bytes:
+    try:
+        return store.get(layout.RUN)
+    except NotFound as error:
+        raise RunError(f"{place.store} holds no run ({layout.RUN} is missing): start one with `sop run`") from error
 
 
 def newest_run(runs: Path, preset: str) -> Run:
@@ -163,9 +198,22 @@ def take_base(run: Run, source: Run) -> None:
         layout.evaluation(0, "expert"),
         layout.evaluation(0, "progress"),
     )
+    signature, manifest = layout.policy_signature(0), layout.policy_manifest(0)
     for prefix in prefixes:
-        for key in sorted(source.store.keys(prefix), key=lambda key: key.endswith("manifest.json")):
-            run.store.put(key, source.store.get(key))
+        for key in source.store.keys(prefix):
+            if key not in (signature, manifest):
+                run.store.put(key, source.store.get(key))
+    vouching = Vouching(own_signer(), run.manifest.name, None, time.time_ns)  # for this run: theirs is for the other
+    for key, data in vouching.objects(0, source.store.get(manifest)):
+        run.store.put(key, data)
+
+
+def own_signer() -> SigningKey | None:
+    """What this process signs policies with; None when its identity has no key: they are not signed."""
+    identity = own_identity()
+    if identity is None or not identity.signing_key.exists():
+        return None
+    return SigningKey.load(identity.signing_key)
 
 
 def _same_rollouts(mine: RunConfig, theirs: RunConfig) -> bool:

@@ -31,70 +31,49 @@ The loops, each in one place:
     watch the bus    transport.watch.Watch  wake-ups          the bus file           any process
 
 The store is the truth, the bus is a hint: any process can die at any moment and find everything again.
-This module wires the parts and calls every constructor (`sop.wiring` those of the learner's side); the parts do not
-know each other.
+This module wires the parts; `sop.wiring` calls the constructors of the learner's side and `sop.robot_wiring` those of
+the robot's. The parts do not know each other.
 """
 
-import logging
 import os
 import re
-import zlib
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Event
 
 import torch
 
-from sop.actor import Actor, ActorReporter, ActorSettings, EpisodeSpool, PinnedPolicy, SpoolWriter, Uploader
+from sop.actor import Actor, ActorReporter, SpoolWriter, StepJournal, Uploader
 from sop.actor.exploration import make_exploration
-from sop.actor.uploader import next_stored_sequence
 from sop.algorithms import Algorithm, make_algorithm
-from sop.broadcast import Subscriber, fetch_policy, prepare_with, published_versions
+from sop.broadcast import fetch_policy, published_versions
 from sop.buffer import (
     Ingest,
     IngestedEpisode,
 )
 from sop.buffer.library import StoreLibrary
+from sop.buffer.screening import SIMULATED
 from sop.config import ExplorationConfig
 from sop.core import layout
 from sop.core.clock import SystemClock
 from sop.core.errors import RunError
 from sop.core.experience import Collection
+from sop.golden import make_publish_gate
 from sop.learner import Learner
+from sop.learner.follower import follow
 from sop.learner.learner import LearnerParts
 from sop.learner.pretrain import cosine_after_warmup, pretrain
+from sop.learner.publish_gate import PublishGate
+from sop.learner.ranks import OneRank, open_ranks, require_one_rank
 from sop.learner.warmup import warm_up
 from sop.operators import Demonstrator, make_operator
 from sop.policies import TrainablePolicy, compute_normalization, conditioned, make_policy, make_spec
-from sop.robots import DEPLOYMENT, LAB, make_robot
+from sop.robot_wiring import ActorOptions, actor_settings, close_uploader, open_gate, open_spool, open_subscriber
+from sop.robots import make_robot
 from sop.runs import Run
-from sop.wiring import learner_parts
+from sop.wiring import choose_device, follower_parts, learner_parts
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ActorOptions:
-    """How one actor of a run differs from the others."""
-
-    actor_id: str
-    """Unique in the run; with the same id and folder an actor goes on where it stopped."""
-    demonstrate: bool = False
-    """Let the expert drive in the lab instead of the policy; episodes go to the offline buffer."""
-    rollout: bool = False
-    """Act with the base policy alone, whatever else is published; nobody corrects; to the offline buffer."""
-    speed: float | None = None
-    """Robot seconds per second; None takes the run's."""
-    end_sequence: int | None = None
-    """Stop before the episode with this number."""
-
-    def __post_init__(self) -> None:
-        if self.rollout != self.actor_id.startswith(layout.BASE_ACTOR):
-            raise ValueError(f"ids that begin with {layout.BASE_ACTOR} are for --rollout alone, got {self.actor_id!r}")
-        if not self.demonstrate and self.actor_id.startswith(layout.LAB_ACTOR):
-            raise ValueError(
-                f"ids that begin with {layout.LAB_ACTOR} are for --demonstrate alone: no {self.actor_id!r}"
-            )
+__all__ = ["ActorOptions", "run_actor", "run_learner", "run_pretraining", "run_warmup"]
 
 
 def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
@@ -103,35 +82,34 @@ def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
     Everything recorded is in the store at the end, or waits in the spool for the next start.
     """
     torch.set_num_threads(1)
-    config, clock, demonstrate = run.config, SystemClock(), options.demonstrate
-    spool, next_sequence = _open_spool(run, options)
+    config, clock = run.config, SystemClock()
     with ExitStack() as stack:
         robot = stack.enter_context(closing(make_robot(config.robot)))
+        spool, next_sequence = open_spool(run, options, robot.embodiment)
         bus = stack.enter_context(run.bus())
-        subscriber: Subscriber | PinnedPolicy | None = None
-        prepare, operator = prepare_with(make_policy), config.operator
-        explored = ExplorationConfig() if demonstrate else config.exploration
+        subscriber = open_subscriber(stack, run, options, robot.embodiment, bus=bus, clock=clock)
+        operator, explored = config.operator, ExplorationConfig() if options.demonstrate else config.exploration
         if options.rollout:
-            subscriber = PinnedPolicy(run.store, 0, robot.embodiment, prepare=prepare, clock=clock)
             operator, explored = replace(operator, kind="none"), config.rollout_exploration
-        elif not demonstrate:
-            subscriber = stack.enter_context(closing(Subscriber(run.store, bus, robot.embodiment, prepare=prepare)))
         uploader = Uploader(spool, run.store, bus, clock)
         writer = SpoolWriter(spool, lambda _: uploader.wake())
         reporter = stack.enter_context(closing(ActorReporter(bus, clock)))
-        stack.callback(_close_uploader, uploader, options.actor_id)
+        stack.callback(close_uploader, uploader, options.actor_id)
+        journal = stack.enter_context(closing(StepJournal(spool)))
         stack.enter_context(closing(writer))
         actor = Actor(
-            _actor_settings(run, options),
+            actor_settings(run, options),
             robot,
             robot.embodiment,
-            Demonstrator(robot) if demonstrate else make_operator(operator, robot),
+            Demonstrator(robot) if options.demonstrate else make_operator(operator, robot),
             writer,
             next_sequence=next_sequence,
             clock=clock,
             subscriber=subscriber,
             exploration=make_exploration(explored, robot.embodiment),
             on_swap=reporter.swapped,
+            gate=open_gate(run, options, robot.embodiment, clock),
+            journal=journal,
         )
         uploader.start()
         reporter.start(actor, spool, uploader, subscriber)
@@ -139,21 +117,52 @@ def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
 
 
 def run_learner(run: Run, stop: Event) -> None:
-    """The learner's process: train until the run's episodes are learned from or `stop` is set (blocking)."""
-    config = run.config
-    torch.set_num_threads(config.learner.threads)
-    policy, algorithm = make_learner_policy(run)
-    with learner_parts(run, policy, algorithm, config.learner) as parts:
-        target = None if algorithm.collection is Collection.NOTHING else config.fleet.episodes
-        learner = Learner(parts, config.learner, target_episodes=target)
-        checkpoint = parts.checkpoints.newest()
-        if checkpoint is None:
-            parts.books.index(_prepared(run, parts))
+    """The learner's process: train until the run's episodes are learned from or `stop` is set (blocking).
+
+    Started by torchrun it is one of several, which learn together (see `sop.learner.ranks`) and end together.
+
+    Raises:
+        RunError: another rank has ended.
+        ValueError: the ranks cannot share a batch equally.
+    """
+    config = run.config.learner
+    torch.set_num_threads(config.threads)
+    with open_ranks(choose_device(config.device)) as ranks:
+        policy, algorithm = make_learner_policy(run)
+        if isinstance(ranks, OneRank) or ranks.rank == 0:
+            with learner_parts(run, policy, algorithm, config, ranks=ranks) as parts:
+                _lead(run, parts, stop)
         else:
-            learner.restore(checkpoint)
-        del checkpoint  # a copy of all weights and of the index
-        parts.ingest.start()
-        learner.run(stop)
+            with follower_parts(run, policy, algorithm, config, ranks) as following:
+                follow(following, ranks, stop)
+
+
+def _lead(run: Run, parts: LearnerParts, stop: Event) -> None:
+    """What the only rank does, or the first of several."""
+    target = None if parts.algorithm.collection is Collection.NOTHING else run.config.fleet.episodes
+    gate = _publish_gate(run, parts)
+    learner = Learner(replace(parts, gate=gate), run.config.learner, target_episodes=target)
+    checkpoint = parts.checkpoints.newest()
+    if checkpoint is None:
+        parts.books.index(_prepared(run, parts))
+        learner.share_state()
+    else:
+        learner.restore(checkpoint)
+    del checkpoint  # a copy of all weights and of the index
+    if gate is not None:
+        base = learner.weights() | dict(fetch_policy(run.store, parts.publisher.last_published or 0)[1])
+        gate.start_from(base)
+    parts.ingest.start()
+    learner.run(stop)
+
+
+def _publish_gate(run: Run, parts: LearnerParts) -> PublishGate | None:
+    """What looks at every version before robots get it; None when the run wants none."""
+    count = run.config.learner.golden_observations
+    if not count:
+        return None
+    spare = make_policy(parts.policy.spec, seed=run.config.seed)
+    return make_publish_gate(parts.library, spare, parts.algorithm.conditioning, count)
 
 
 def run_warmup(run: Run, stop: Event) -> None:
@@ -167,6 +176,7 @@ def run_warmup(run: Run, stop: Event) -> None:
             the episodes that there are.
     """
     config = run.config.learner
+    require_one_rank("--warmup")
     torch.set_num_threads(os.cpu_count() or 1)
     policy, algorithm = make_learner_policy(run)
     with learner_parts(run, policy, algorithm, config) as parts:
@@ -186,7 +196,9 @@ def _prepared(run: Run, parts: LearnerParts) -> list[IngestedEpisode]:
     for episode in episodes:
         parts.payloads.put(str(episode.key), episode.encoded)
     library = StoreLibrary((str(episode.key) for episode in episodes), parts.payloads)
-    parts.algorithm.prepare(library, parts.policy)
+    # One that is in parts cannot be read; this one has the same weights.
+    policy = parts.policy if parts.lead.whole_weights else make_learner_policy(run)[0]
+    parts.algorithm.prepare(library, policy)
     return episodes
 
 
@@ -197,9 +209,10 @@ def run_pretraining(run: Run, stop: Event) -> None:
         RunError: there are no demonstrations, or it was stopped.
     """
     config, settings = run.config, run.config.pretrain
+    require_one_rank("--pretrain")
     torch.set_num_threads(os.cpu_count() or 1)
     with run.bus() as bus:
-        episodes = Ingest(run.store, bus, run.manifest).take(_lab_episodes(run))
+        episodes = Ingest(run.store, bus, run.manifest, screening=SIMULATED).take(_lab_episodes(run))
     if not episodes:
         raise RunError("there are no demonstrations to pretrain on: record some with `sop actor --demonstrate`")
     states, actions = ([getattr(episode.encoded, name) for episode in episodes] for name in ("state", "action"))
@@ -268,35 +281,3 @@ def _before_fleet(run: Run) -> list[str]:
 
 def _lab_episodes(run: Run) -> list[str]:
     return sorted(run.store.keys(f"{layout.DEMONSTRATIONS}/{layout.LAB_ACTOR}"))
-
-
-def _open_spool(run: Run, options: ActorOptions) -> tuple[EpisodeSpool, int]:
-    """The actor's spool and its next sequence number; the store knows it too, should the disk be new."""
-    folder = layout.DEMONSTRATIONS if options.demonstrate or options.rollout else layout.EPISODES
-    spool = EpisodeSpool(run.folder / "actors" / options.actor_id / "spool", folder, options.actor_id)
-    return spool, max(spool.next_sequence(), next_stored_sequence(run.store, folder, options.actor_id))
-
-
-def _actor_settings(run: Run, options: ActorOptions) -> ActorSettings:
-    config, fleet = run.config, run.config.fleet
-    in_lab = options.actor_id.startswith(layout.LAB_ACTOR)
-    return ActorSettings(
-        actor_id=options.actor_id,
-        tasks=config.robot.all_tasks if in_lab else config.robot.fleet_tasks,
-        instructions=run.manifest.instructions,
-        seed=zlib.crc32(f"{config.seed}/{options.actor_id}".encode()),
-        first_task=zlib.crc32(options.actor_id.encode()),
-        reset_options={
-            "scene": LAB if options.demonstrate else DEPLOYMENT,
-            "time_factor": 1.0 if options.demonstrate else fleet.time_factor,
-        },
-        reset_s=fleet.reset_s,
-        speed=fleet.speed if options.speed is None else options.speed,
-        end_sequence=options.end_sequence,
-    )
-
-
-def _close_uploader(uploader: Uploader, actor_id: str) -> None:
-    waiting = uploader.close()
-    if waiting:
-        _log.warning("%d episodes wait in the spool; they go out when %s starts again", waiting, actor_id)

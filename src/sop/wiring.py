@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -26,21 +27,32 @@ from sop.buffer import (
     labels_id,
     open_payloads,
 )
+from sop.buffer.fetcher import BatchFetcher
+from sop.buffer.jobs import BatchPlan, part_of
 from sop.buffer.library import IndexLibrary
 from sop.buffer.loader import Annotate
+from sop.buffer.screening import SIMULATED
 from sop.config import LearnerConfig
 from sop.core.codec import content_hash
 from sop.core.errors import StoreUnavailable
 from sop.core.events import TOPIC_LEARNER, LearnerReported, encode_event
 from sop.learner import Bookkeeping, CheckpointStore, Optimization
+from sop.learner.crew import Alone, Crew
+from sop.learner.follower import FollowerParts
 from sop.learner.learner import LearnerParts
+from sop.learner.lease import LearnerLease
 from sop.learner.optimization import constant_after_warmup
+from sop.learner.owner import learner_owner
+from sop.learner.ranks import OneRank, num_ranks, part_size
 from sop.learner.sidecars import SidecarWriter
 from sop.metrics import JsonlSink
-from sop.policies import TrainablePolicy, freeze
+from sop.policies import TrainablePolicy, freeze, shard_blocks
 from sop.provenance import code_version
-from sop.runs import Run
+from sop.runs import Run, own_signer
 from sop.transport import EventBus, ObjectStore
+
+if TYPE_CHECKING:
+    from sop.learner.process_group import ManyRanks
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +66,7 @@ def learner_parts(
     *,
     schedule: Callable[[int], float] | None = None,
     algorithm_name: str | None = None,
+    ranks: "OneRank | ManyRanks | None" = None,
 ) -> Iterator[LearnerParts]:
     """Everything that a learner's loop runs on; closed at the end. Ingest is not started.
 
@@ -64,12 +77,23 @@ def learner_parts(
         config: numbers of the loop.
         schedule: factor of the learning rate per optimizer step; None is constant after a warm-up.
         algorithm_name: goes into manifests; None takes the run's.
+        ranks: the processes that learn together, of which this one is rank 0; None learns alone.
     """
     with ExitStack() as stack:
+        lease = stack.enter_context(_lease(run))
         bus = stack.enter_context(run.bus(owner=True))
-        payloads = stack.enter_context(closing(_payload_cache(run, config)))
-        ingest = stack.enter_context(closing(Ingest(run.store, bus, run.manifest)))
-        publisher = Publisher(run.store, bus, keep_policies=config.keep_policies, encoding=config.publish_encoding)
+        payloads = stack.enter_context(closing(_payload_cache(run, config, rank=0)))
+        ingest = Ingest(run.store, bus, run.manifest, screening=SIMULATED)  # all robots of `sop.robots` are
+        stack.enter_context(closing(ingest))
+        publisher = Publisher(
+            run.store,
+            bus,
+            keep_policies=config.keep_policies,
+            signer=own_signer(),
+            run=run.manifest.name,
+            fence=lease.check,
+            encoding=config.publish_encoding,
+        )
         places = Places(
             store=run.store,
             payloads=payloads,
@@ -78,9 +102,27 @@ def learner_parts(
             metrics=run.folder / "metrics" / "learner.jsonl",
             labels=labels_id(run.config.algorithm, run.config.algorithm_settings, policy.spec.action_horizon),
             report=_reporter(bus),
+            fence=lease.check,
         )
         name = algorithm_name or run.config.algorithm
-        yield assemble(stack, run, places, policy, algorithm, config=config, name=name, schedule=schedule)
+        parts = assemble(
+            stack, run, places, policy, algorithm, config=config, name=name, schedule=schedule, ranks=ranks
+        )
+        yield parts
+        parts.lead.finish()
+
+
+@contextmanager
+def follower_parts(
+    run: Run, policy: TrainablePolicy, algorithm: Algorithm, config: LearnerConfig, ranks: "ManyRanks"
+) -> Iterator[FollowerParts]:
+    """Everything that a rank but the first runs on; closed at the end. Arguments as in `learner_parts`."""
+    part_size(config.batch_size, ranks.size)
+    with ExitStack() as stack:
+        payloads = stack.enter_context(closing(_payload_cache(run, config, rank=ranks.rank)))
+        fetcher = stack.enter_context(closing(BatchFetcher(payloads, config.decode_workers)))
+        optimization = _optimization(policy, config, constant_after_warmup(config.warmup_steps), ranks)
+        yield FollowerParts(policy=policy, algorithm=algorithm, optimization=optimization, fetcher=fetcher)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +139,8 @@ class Places:
     labels: str
     """`labels_id` of the rows of the index."""
     report: Callable[[LearnerReported], None]
+    fence: Callable[[], object] | None = None
+    """Raises when another learner has taken over; None where there can be no other."""
 
 
 def assemble(
@@ -109,6 +153,7 @@ def assemble(
     config: LearnerConfig,
     name: str,
     schedule: Callable[[int], float] | None,
+    ranks: "OneRank | ManyRanks | None" = None,
 ) -> LearnerParts:
     """Put a learner together; `stack` closes what it opens, the loader first.
 
@@ -116,19 +161,21 @@ def assemble(
         stack: owns what is opened here.
         run: its tasks, sampler and seed.
         places: where from and where to.
-        policy, algorithm, config, schedule: as in `learner_parts`.
+        policy, algorithm, config, schedule, ranks: as in `learner_parts`.
         name: of the algorithm, in manifests and folders.
     """
-    policy.module.to(choose_device(config.device))
-    freeze(policy.module, config.freeze)
+    ranks = ranks or OneRank()
+    optimization = _optimization(policy, config, schedule or constant_after_warmup(config.warmup_steps), ranks)
     index, payloads, horizon = EpisodeIndex(run.config.robot.all_tasks), places.payloads, policy.spec.action_horizon
     sampler = AdaptiveSampler(index, run.config.sampler, seed=run.config.seed)
     metrics = stack.enter_context(closing(JsonlSink(places.metrics)))
     sidecars = stack.enter_context(closing(SidecarWriter(places.store, name)))
-    loader = _loader(config, index, sampler, payloads, annotate=algorithm.annotate, horizon=horizon)
-    checkpoints = CheckpointStore(places.store, IndexSegments(places.store, places.labels))
-    for part in (places.publisher, checkpoints, loader):
-        stack.enter_context(closing(part))
+    part = part_size(config.batch_size, ranks.size)
+    mine = None if ranks.size == 1 else partial(part_of, begin=0, end=part)
+    loader = _loader(config, index, sampler, payloads, annotate=algorithm.annotate, horizon=horizon, mine=mine)
+    checkpoints = CheckpointStore(places.store, IndexSegments(places.store, places.labels), fence=places.fence)
+    for closed in (places.publisher, checkpoints, loader):
+        stack.enter_context(closing(closed))
     books = Bookkeeping(
         index, payloads, algorithm, sampler, horizon=horizon, metrics=metrics, report=places.report, sidecars=sidecars
     )
@@ -136,13 +183,14 @@ def assemble(
         policy=policy,
         algorithm=algorithm,
         algorithm_name=name,
-        optimization=Optimization(policy.module, config, schedule or constant_after_warmup(config.warmup_steps)),
+        optimization=optimization,
         index=index,
         payloads=payloads,
         library=IndexLibrary(index, payloads),
         ingest=places.ingest,
         sampler=sampler,
         loader=loader,
+        lead=Alone(loader) if isinstance(ranks, OneRank) else Crew(loader, ranks, part),
         books=books,
         publisher=places.publisher,
         checkpoints=checkpoints,
@@ -152,10 +200,37 @@ def assemble(
     )
 
 
-def _payload_cache(run: Run, config: LearnerConfig) -> Payloads:
-    """Where batches get episodes from: the store itself when it is a directory here, else a cache of this machine."""
+@contextmanager
+def _lease(run: Run) -> Iterator[LearnerLease]:
+    """The right to be the learner of a run, until the end.
+
+    Raises:
+        RunError: another learner is alive, of this folder or elsewhere.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with learner_owner(run.folder) as owner, LearnerLease(run.store, owner=owner) as lease:
+        yield lease
+
+
+def _optimization(
+    policy: TrainablePolicy,
+    config: LearnerConfig,
+    schedule: Callable[[int], float],
+    ranks: "OneRank | ManyRanks",
+) -> Optimization:
+    """Put the policy where it is trained, in parts if the run says so, and make what trains it."""
+    policy.module.to(choose_device(config.device))
+    freeze(policy.module, config.freeze)
+    if config.parallel == "shard":
+        ranks.shard(policy.module, shard_blocks(policy))
+    return Optimization(policy.module, config, schedule, ranks)
+
+
+def _payload_cache(run: Run, config: LearnerConfig, rank: int) -> Payloads:
+    """Where batches get episodes from: the store itself when it is a directory here, else a cache of this rank."""
     memory_bytes, disk_bytes = (int(gb * 1e9) for gb in (config.cache_gb, config.disk_cache_gb))
-    return open_payloads(run.store, run.folder / "cache", memory_bytes=memory_bytes, disk_bytes=disk_bytes)
+    folder = run.folder / (f"cache-{rank}" if rank else "cache")
+    return open_payloads(run.store, folder, memory_bytes=memory_bytes, disk_bytes=disk_bytes)
 
 
 def _loader(
@@ -166,10 +241,11 @@ def _loader(
     *,
     annotate: Annotate,
     horizon: int,
+    mine: Callable[[BatchPlan], BatchPlan] | None,
 ) -> BatchLoader:
     size, depth, workers = config.batch_size, config.prefetch, config.decode_workers
     draw = partial(sampler.draw, size)
-    return BatchLoader(index, cache, annotate, draw, horizon=horizon, depth=depth, decode_workers=workers)
+    return BatchLoader(index, cache, annotate, draw, horizon=horizon, depth=depth, decode_workers=workers, part=mine)
 
 
 def _reporter(bus: EventBus) -> Callable[[LearnerReported], None]:
@@ -185,7 +261,9 @@ def _reporter(bus: EventBus) -> Callable[[LearnerReported], None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `learner.device` names."""
+    """The device that `learner.device` names; with several ranks `auto` and `cuda` are a device of each one's own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and num_ranks() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)

@@ -95,7 +95,10 @@ class GateLoop:
         self._look_at_latch(now_ns)
         problem = "the actor is gone" if self._orphan_since_ns is not None else self._watchdog.problem()
         gated = self._decide(reading.state, problem)
-        self._driver.write(gated.action, now_ns + self._patience_ns)
+        if self._gate.located:
+            self._driver.write(gated.action, now_ns + self._patience_ns)
+        else:  # no target means standing still: the machine's own deadline does
+            problem = problem or "the measured pose is not known: nothing is written"
         self._report(reading, gated, problem or self._filter.problem)
         return self._orphan_since_ns is None or not (
             self._gate.at_rest or now_ns - self._orphan_since_ns > _REST_S * 1e9

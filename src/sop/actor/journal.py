@@ -77,6 +77,7 @@ class StepJournal:
         self._queue: queue.Queue[RecordedStep | _Begin | _End | None] = queue.Queue(_MAX_WAITING)
         self._file: int | None = None
         self._synced_s = 0.0
+        self._complete = False
         self.problem = ""
         """Why the running episode is not in the journal; empty when it is."""
         self._thread = threading.Thread(target=self._loop, name="step-journal", daemon=True)
@@ -84,6 +85,7 @@ class StepJournal:
 
     def begin(self, sequence: int, facts: EpisodeFacts) -> None:
         """An episode begins."""
+        self._complete = True
         self._put(_Begin(sequence=sequence, facts=facts))
 
     def append(self, step: RecordedStep) -> None:
@@ -108,9 +110,12 @@ class StepJournal:
             self._thread.join()
 
     def _put(self, item: RecordedStep | _Begin | _End) -> None:
+        if not self._complete:  # a file with a gap would be recovered as an episode that never was
+            return
         try:
             self._queue.put_nowait(item)
         except queue.Full:
+            self._complete = False
             self.problem = "the disk is too slow for the step journal"
 
     def _loop(self) -> None:

@@ -86,9 +86,7 @@ def _check_element(field: str, element: ElementLimits, embodiment: Embodiment) -
         value = getattr(element, name)
         if value is not None and not 0 < value < float("inf"):
             raise InvalidRecord(f"{field}.{name}", f"must be positive, got {value}")
-    for name, pair in (("low", (element.low, element.high)), ("workspace", element.workspace)):
-        if pair is not None and None not in pair and not pair[0] < pair[1]:  # type: ignore[operator]
-            raise InvalidRecord(f"{field}.{name}", f"the lower bound must be below the upper one, got {pair}")
+    _check_bounds(field, element)
     if element.state is not None and element.state not in embodiment.state_names:
         raise InvalidRecord(
             f"{field}.state", f"no state element {element.state!r}: {', '.join(embodiment.state_names)}"
@@ -105,6 +103,14 @@ def _check_element(field: str, element: ElementLimits, embodiment: Embodiment) -
         raise InvalidRecord(f"{field}.state", "name the state element that measures this one")
     if element.kind == "position" and element.state is None:
         raise InvalidRecord(f"{field}.state", "an absolute target needs the state element that measures it")
+
+
+def _check_bounds(field: str, element: ElementLimits) -> None:
+    for name, pair in (("low", (element.low, element.high)), ("workspace", element.workspace)):
+        if pair is not None and None not in pair and not pair[0] < pair[1]:  # type: ignore[operator]
+            raise InvalidRecord(f"{field}.{name}", f"the lower bound must be below the upper one, got {pair}")
+    if element.kind == "displacement" and not (element.low or 0.0) <= 0.0 <= (element.high or 0.0):
+        raise InvalidRecord(f"{field}.low", "0 must be allowed: it is how a displacement stands still")
 
 
 def load_limits(path: Path, embodiment: Embodiment) -> RobotLimits:

@@ -63,6 +63,11 @@ class MotionLimits:
         """Whether the last action moves nothing."""
         return bool((np.abs(self._v) < _REST).all())
 
+    @property
+    def located(self) -> bool:
+        """Whether every absolute target has begun from a measured pose since `reset`."""
+        return self._located
+
     def reset(self) -> None:
         """The robot stands still, nobody knows where."""
         self._v = np.zeros(len(self._scale))

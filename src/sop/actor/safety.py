@@ -167,6 +167,12 @@ class SafetyGate:
             return self._motion.at_rest
         return bool(np.array_equal(self._last[self._holds], self._hold_values[self._holds]))
 
+    @property
+    def located(self) -> bool:
+        """Whether it is known from where absolute targets begin: until then no action stands for standing still.
+        Always, without limits: nobody says then what is a target."""
+        return self._motion is None or self._motion.located
+
     def refresh(self) -> None:
         """See `Gate`. Reads the latch's record."""
         self.latch.refresh()

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from sop.broadcast import PolicyReader, Prepare, StagedPolicy, fetch_manifest
+from sop.broadcast import PolicyReader, PolicyVetting, Prepare, StagedPolicy
+from sop.broadcast.admission import Admission
 from sop.core.clock import Clock
 from sop.core.embodiment import Embodiment
-from sop.core.errors import PolicyRefused
 from sop.core.policy import Policy
 from sop.transport import ObjectStore
 
@@ -50,21 +50,36 @@ class PinnedPolicy:
         embodiment: this robot.
         prepare: puts the weights into a policy.
         clock: stamps when it was ready.
+        vetting: whom this robot believes; None asks for no signatures.
 
     Raises:
         NotFound: the version is not published.
+        Untrusted: nobody whom this robot believes vouches for it, or it is banned.
         PolicyRefused: made for another robot, or its tensors are not what the manifest says.
         StoreUnavailable: no answer.
     """
 
     def __init__(
-        self, store: ObjectStore, version: int, embodiment: Embodiment, *, prepare: Prepare, clock: Clock
+        self,
+        store: ObjectStore,
+        version: int,
+        embodiment: Embodiment,
+        *,
+        prepare: Prepare,
+        clock: Clock,
+        vetting: PolicyVetting | None = None,
     ) -> None:
-        manifest = fetch_manifest(store, version)
-        difference = embodiment.difference(manifest.spec.embodiment)
-        if difference is not None:
-            raise PolicyRefused(f"policy {version}: made for another robot: {difference}")
-        read = PolicyReader(store).read(manifest)
+        admission = Admission(
+            store=store,
+            reader=PolicyReader(store),
+            embodiment=embodiment,
+            vetting=vetting,
+            accepts=lambda _: None,
+        )
+        if vetting is not None:
+            vetting.refresh(store)
+        found, statement = admission.fetch(version)
+        read, manifest = found.read, found.read.manifest
         self._staged: StagedPolicy | None = StagedPolicy(
             manifest=manifest,
             weights=read.weights,
@@ -74,6 +89,8 @@ class PinnedPolicy:
             cost=read.cost,
             prepare_s=0.0,
         )
+        if vetting is not None and statement is not None:
+            vetting.accepted(statement)
         self.newest_version: int | None = version
         """The pinned one: a newer one does not concern this actor."""
         self.refusals: Mapping[int, str] = {}

@@ -135,13 +135,9 @@ class Uploader:
         self._spool.mark_uploaded(key)
 
     def _require_same(self, key: str) -> None:
-        """Our own earlier put, whose answer was lost; a robot that may write here but not read takes the hash in the
-        key for it: nobody else writes in its folder, and objects are whole or not there."""
-        try:
-            stored = self._store.get(key)
-        except Forbidden:
-            return
-        if content_hash(stored) != EpisodeKey.parse(key).episode_id:
+        """Our own earlier put, whose answer was lost. Only bytes that are read back count: a store that refuses to
+        show them keeps the episode on this disk."""
+        if content_hash(self._store.get(key)) != EpisodeKey.parse(key).episode_id:
             raise InvalidRecord("episode", f"the store holds other bytes under {key}; kept on disk")
 
 

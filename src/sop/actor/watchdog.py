@@ -2,6 +2,7 @@
 
     no fresh action for 3 control periods (100 ms at 30 Hz)    -> decelerate and hold
     state or a camera older than 200 ms, or never seen         -> decelerate and hold
+    one stamped more than that ahead of the clock              -> decelerate and hold
 
 It closes no latch: the robot goes on when what was missing is back. It does nothing itself; the loop that owns the
 robot asks it once per step.
@@ -48,6 +49,8 @@ class Watchdog:
                 return f"{source} was never seen"
             if now_ns - seen_ns > MAX_AGE_S * 1e9:
                 return f"{source} is {(now_ns - seen_ns) / 1e6:.0f} ms old"
+            if seen_ns - now_ns > MAX_AGE_S * 1e9:  # would never grow old
+                return f"{source} is stamped {(seen_ns - now_ns) / 1e9:.3g} s ahead: by another clock"
         if self._acted_ns is None:
             return "no action yet"
         if now_ns - self._acted_ns > self._patience_ns:

@@ -131,7 +131,11 @@ class Algorithm(Protocol):
         ...
 
     def loss(self, policy: LossPolicy, batch: Batch, generator: torch.Generator) -> Tensor:
-        """One differentiable loss per window, [B]; the sampler gets it per task and source."""
+        """One differentiable loss per window, [B]; the sampler gets it per task and source.
+
+        Depends on nothing but its arguments and the settings: with several ranks each calls it for its part of the
+        batch, and only the first one calls anything else.
+        """
         ...
 
     def conditioning(self) -> Conditioning:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from sop.broadcast.fetch import ReadPolicy
 from sop.broadcast.last_good import Keeper, KeptPolicy, LastGood, Rollback
@@ -37,6 +38,7 @@ class OwnPolicies:
         self._check = check
         self._keeper = Keeper(last_good)
         self._tried: Rollback | None = None
+        self._met: tuple[Rollback, Rollback] | None = None  # an order, and the same since it was found here
 
     @property
     def problem(self) -> str:
@@ -46,6 +48,9 @@ class OwnPolicies:
     def boot(self) -> ReadPolicy | None:
         """Stage what a robot starts with: the order in force or the last accepted one that its channel lets it run, or,
         when it has none of these, the last accepted one that is not banned. Returns what was staged."""
+        order = self._standing()
+        if order is not None and (found := self._stage_ordered(order)) is not None:
+            return found
         return self._stage(self._unobjectionable) or self._stage(self._allowed)
 
     def instead(self) -> None:
@@ -64,16 +69,16 @@ class OwnPolicies:
 
     def obey(self) -> None:
         """Stage what a person beside this robot ordered, unless it is at hand or banned."""
-        order = self._last_good.standing()
+        order = self._standing()
         if order is None or order == self._tried or order.policy == self._stager.have:
             return
         self._tried = order
         _log.warning("goes back to policy %d by order on this robot", order.policy.version)
-        self._stage(lambda policy: policy == order.policy and self._allowed(policy))
+        self._stage_ordered(order)
 
     def holds_back(self, version: int) -> bool:
         """Whether a standing order is newer than the publication of a version, or than the channel's newest state."""
-        order = self._last_good.standing()
+        order = self._standing()
         if order is None:
             return False
         if self._vetting is not None and self._vetting.channel == PROD:
@@ -89,6 +94,18 @@ class OwnPolicies:
     def close(self) -> None:
         """Write what waits. Blocks. Idempotent."""
         self._keeper.close()
+
+    def _standing(self) -> Rollback | None:
+        """The order in force, not older than the channel's state at which it was found: who gives it need not know."""
+        order = self._last_good.standing()
+        if order is None or self._vetting is None:
+            return order
+        if self._met is None or self._met[0] != order:
+            self._met = (order, replace(order, sequence=max(order.sequence, self._vetting.sequence)))
+        return self._met[1]
+
+    def _stage_ordered(self, order: Rollback) -> ReadPolicy | None:
+        return self._stage(lambda policy: policy == order.policy and self._allowed(policy))
 
     def _unobjectionable(self, policy: PolicyRef) -> bool:
         return self._vetting is None or not self._vetting.objection(policy)

@@ -291,6 +291,8 @@ class Subscriber:
                 return
             found, statement = self._admission.fetch(version)
             self._know(version)
+            if self._own is not None and self._own.holds_back(version):  # ordered during the transfer
+                return
             published_utc_ns = self._selection.published_utc_ns(version)
             self._stager.stage(found.read, found.policy, published_utc_ns, lambda: self._accept(statement))
             if self._own is not None:

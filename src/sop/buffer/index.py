@@ -3,9 +3,10 @@
     rows                 columns: 58 bytes per episode
     ids                  a set: 16 bytes per episode
     runs of starts       per task and buffer, 17 bytes per run
+    who has which        per task and buffer, 20 to 27 bytes per episode
 
 A window start costs nothing: it is found by its rank. With one million episodes and two million runs everything
-together takes about 110 MB.
+together takes about 135 MB.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,8 @@ import numpy.typing as npt
 from sop.buffer.columns import Columns
 from sop.buffer.ids import IdSet
 from sop.buffer.rows import COLUMNS, OUTCOMES, EpisodeRow, RowBlock, column_key, column_keys, row_values
-from sop.buffer.runs import RunTables
+from sop.buffer.runs import Ints, RunTables
+from sop.buffer.shares import CellActors
 from sop.core import layout
 from sop.core.errors import InvalidRecord
 from sop.core.experience import Source
@@ -48,6 +50,7 @@ class EpisodeIndex:
         self._fleet = Columns({"fleet": np.bool_})
         self._num_episodes = [0] * _SOURCES * len(self.tasks)
         self._runs = RunTables(len(self._num_episodes))
+        self._shares = [CellActors() for _ in self._num_episodes]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -62,7 +65,8 @@ class EpisodeIndex:
     @property
     def num_bytes(self) -> int:
         """Memory of the columns, spare room included, without the few names."""
-        return self._rows.num_bytes + 16 * len(self._ids) + self._runs.num_bytes
+        shares = sum(cell.num_bytes for cell in self._shares)
+        return self._rows.num_bytes + 16 * len(self._ids) + self._runs.num_bytes + shares
 
     def key(self, number: int) -> str:
         """Key of the episode in a row.
@@ -123,9 +127,13 @@ class EpisodeIndex:
         if episode_id in self._ids:
             return False
         number, cell = len(self), _cell(task, row.source)
-        self._rows.append({**values, "task": task, "actor": self._number_of_actor(row.actor_id)})
+        actor = self._number_of_actor(row.actor_id)
+        self._rows.append({**values, "task": task, "actor": actor})
         self._ids.add(episode_id)
         self._num_episodes[cell] += 1
+        if row.start_runs:
+            begin, count = self._runs.num_starts(cell), row.num_starts
+            self._shares[cell].extend(np.asarray([actor]), np.asarray([begin]), np.asarray([count]))
         self._runs.extend(cell, np.full(len(row.start_runs), number), np.asarray(row.start_runs).reshape(-1, 2))
         return True
 
@@ -182,6 +190,32 @@ class EpisodeIndex:
         """Window starts of a task (by number) in a buffer."""
         return self._runs.num_starts(_cell(task, source))
 
+    def starts_by_actor(self, task: int, source: Source) -> Ints:
+        """[n] window starts of a task (by number) in a buffer, per actor (by number); not to be changed."""
+        return self._shares[_cell(task, source)].starts
+
+    def ranks_of(self, task: int, source: Source, actor: int, own: Ints) -> Ints:
+        """Ranks for `locate` of some starts of one actor, each in [0, starts_by_actor(task, source)[actor])."""
+        return self._shares[_cell(task, source)].ranks(actor, own)
+
+    def actors_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Numbers of the actors that recorded the episodes in these rows."""
+        found: npt.NDArray[np.int32] = self._rows["actor"][rows]
+        return found
+
+    def outcomes_by_actor(self, source: Source) -> Ints:
+        """[tasks, actors, outcomes] episodes in a buffer; numbers of outcomes are places in `OUTCOMES`."""
+        shape = (len(self.tasks), len(self._actors), len(OUTCOMES))
+        names = ("task", "actor", "outcome")
+        chosen = self._rows["source"] == source
+        places = np.ravel_multi_index(tuple(self._rows[name][chosen].astype(np.int64) for name in names), shape)
+        return np.bincount(places, minlength=int(np.prod(shape))).reshape(shape)
+
+    @property
+    def actors(self) -> Sequence[str]:
+        """Ids of all actors; an actor's number is its place here."""
+        return self._actors
+
     def locate(
         self, cells: Sequence[tuple[int, Source]], counts: Sequence[int], ranks: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -206,7 +240,15 @@ class EpisodeIndex:
         for this in np.unique(cell).tolist():
             self._num_episodes[this] += int((cell == this).sum())
             chosen = cell_of_run == this
+            self._extend_shares(this, numbers["actor"], row_of_run[chosen], block.runs[chosen, 1])
             self._runs.extend(this, base + row_of_run[chosen], block.runs[chosen])
+
+    def _extend_shares(self, cell: int, actor: npt.NDArray[np.int32], row: Ints, count: npt.NDArray[np.int32]) -> None:
+        """Note who has the new window starts of a cell: runs of these rows (ascending) of a block, and how many."""
+        starts = np.bincount(row, weights=count, minlength=len(actor)).astype(np.int64)
+        begin = self._runs.num_starts(cell) + np.cumsum(starts) - starts
+        some = starts > 0
+        self._shares[cell].extend(actor[some], begin[some], starts[some])
 
     def _check(self, number: int) -> None:
         if not 0 <= number < len(self):

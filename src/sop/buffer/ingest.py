@@ -4,7 +4,8 @@
                                  +-> get -> decode and check -> ready -> drain() -> index
     store: listing per actor   --+              |
     (at start, then every        bad: quarantine/<key>.json says why; the object stays
-     `list_every_s`)
+     `list_every_s`)             unfit: screened/<key>.json says why; indexed, never sampled
+                                 too many of one actor: left where they are until its quota has room
 
 An event is a hint: lost, doubled or reordered events cost nothing, for the listing finds what is missing
 and an episode that is known is skipped. Runs in a thread of its own; the learner takes what is ready between two
@@ -19,26 +20,28 @@ import logging
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
+from sop.buffer.admission import Admission
 from sop.buffer.ids import IdSet
+from sop.buffer.quota import SPEEDUP, ActorQuota
 from sop.buffer.rows import FOLDERS, RowBlock
+from sop.buffer.screening import Flag, Rule, Screening, encode_note, flagged_keys
 from sop.buffer.sequences import SequenceProgress, known_runs
 from sop.core import layout
-from sop.core.codec import EncodedEpisode, content_hash, decode
-from sop.core.episode import Episode
+from sop.core.codec import EncodedEpisode, content_hash
 from sop.core.errors import AlreadyExists, InvalidRecord, NotFound, StoreUnavailable
 from sop.core.events import TOPIC_EPISODES, EpisodeCommitted, decode_event
 from sop.core.experience import Source
 from sop.core.layout import EpisodeKey
 from sop.core.run import RunManifest
 from sop.transport import Cursor, EventBus, ObjectStore
-from sop.transport.retry import Backoff, get_retrying
+from sop.transport.retry import Backoff, retrying
 
 _log = logging.getLogger(__name__)
 _SOURCE = {folder: source for source, folder in FOLDERS.items()}
@@ -49,8 +52,6 @@ MAX_READY_BYTES = 512 << 20
 """Encoded episodes that wait to be indexed; beyond, the background thread waits for the learner."""
 MAX_REASONS = 1000
 """Refused episodes whose reason is kept in memory; the store has the notes on all."""
-_MAX_VERSION = 10**8
-"""A version's number has 8 digits in the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class IngestedEpisode:
     """When it was durable on the robot's disk; None when no event told."""
     uploaded_utc_ns: int | None = None
     """When the store had it; None when no event told."""
+    flags: tuple[Flag, ...] = ()
+    """Why it is not learned from: to be indexed without window starts, and kept from the learning rule."""
 
 
 class Ingest:
@@ -75,6 +78,8 @@ class Ingest:
         run: tasks and embodiment that an episode has to match.
         list_every_s: seconds between two listings of the store while events flow.
         clock: monotonic seconds.
+        screening: limits of the rules for what is valid and yet not learned from; None takes the defaults.
+        speedup: seconds of robot time per second that one actor may deliver (`ActorQuota`).
     """
 
     def __init__(
@@ -85,10 +90,13 @@ class Ingest:
         *,
         list_every_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        screening: Screening | None = None,
+        speedup: float = SPEEDUP,
     ) -> None:
         self._store = store
         self._bus = bus
-        self._run = run
+        self._admission = Admission(run, screening or Screening())
+        self._quota = ActorQuota(run.embodiment.control_hz, clock, speedup=speedup)
         self._list_every_s = list_every_s
         self._clock = clock
         self._cursor: Cursor | None = None
@@ -108,6 +116,12 @@ class Ingest:
         """Episodes that were refused."""
         self.quarantined: dict[str, str] = {}
         """Key -> reason of the last MAX_REASONS of them."""
+        self.flagged: set[str] = set()
+        """Keys of the episodes that are not learned from."""
+        self.flags: Counter[Rule] = Counter()
+        """How many episodes this process flagged by each rule."""
+        self.over_quota: dict[str, int] = {}
+        """Folder of an actor that delivers too much -> how often an episode had to wait; gone when all are in."""
 
     def start(self) -> None:
         """Begin to work in the background."""
@@ -158,6 +172,7 @@ class Ingest:
 
     def resume(self, blocks: Sequence[RowBlock]) -> None:
         """These rows are indexed already: look only for what is newer. Call before `start`; fetches nothing."""
+        self.flagged.update(flagged_keys(self._store))
         if not blocks:
             return
         high, low = (np.concatenate([block.columns[name] for block in blocks]) for name in ("id_high", "id_low"))
@@ -171,7 +186,7 @@ class Ingest:
 
         To rebuild the index; call before `start`. What is bad is quarantined.
         """
-        for _ in self._listing():
+        for _ in self._listing(limited=False):
             yield from self.drain()
 
     def missing(self) -> dict[str, list[range]]:
@@ -218,16 +233,25 @@ class Ingest:
             return after_events or self._clock() - self._started_at >= self._list_every_s
         return self._clock() - self._listed_at >= self._list_every_s * (1 if after_events else 2)
 
-    def _listing(self) -> Iterator[int]:
-        """Handle what is listed and not known yet: 1 for each new episode, 0 for what is none."""
+    def _listing(self, *, limited: bool = True) -> Iterator[int]:
+        """Handle what is listed and not known yet: 1 for each new episode, 0 for what is none.
+
+        Args:
+            limited: an actor over its quota is left where it is; the next listing goes on there.
+        """
         for folder in _SOURCE:
             for actor_id in self._store.folders(f"{folder}/"):
                 progress = self._progress.get((folder, actor_id), SequenceProgress())
+                waited = self.over_quota.get(f"{folder}/{actor_id}", 0)
                 for key in self._store.keys(f"{folder}/{actor_id}/", after=progress.last_key):
-                    yield self._handle(key)
+                    yield self._handle(key, limited=limited)
+                    if self.over_quota.get(f"{folder}/{actor_id}", 0) > waited:
+                        break
+                else:
+                    self.over_quota.pop(f"{folder}/{actor_id}", None)
         self._listed_at = self._clock()
 
-    def _handle(self, key: str, event: EpisodeCommitted | None = None) -> int:
+    def _handle(self, key: str, event: EpisodeCommitted | None = None, *, limited: bool = True) -> int:
         refused = int(content_hash(key.encode()), 16)
         if refused in self._refused:
             return 0
@@ -235,6 +259,9 @@ class Ingest:
             parsed = EpisodeKey.parse(key)
             if int(parsed.episode_id, 16) in self._known:
                 self._mark_known(parsed)
+                return 0
+            if limited and not self._quota.take(parsed.actor_id, parsed.num_steps):
+                self._note_waiting(f"{parsed.folder}/{parsed.actor_id}")
                 return 0
             ingested = self._fetch(parsed, event)
         except InvalidRecord as error:
@@ -248,6 +275,11 @@ class Ingest:
         self._hand_over(ingested)
         return 1
 
+    def _note_waiting(self, folder: str) -> None:
+        if folder not in self.over_quota:
+            _log.warning("%s delivers more than a robot can: the rest waits in the store", folder)
+        self.over_quota[folder] = self.over_quota.get(folder, 0) + 1
+
     def _hand_over(self, episode: IngestedEpisode) -> None:
         """Make an episode ready; in the background it waits for room first."""
         behind = threading.current_thread() is self._thread
@@ -258,46 +290,31 @@ class Ingest:
             self._ready_bytes += episode.encoded.num_bytes
 
     def _fetch(self, key: EpisodeKey, event: EpisodeCommitted | None = None) -> IngestedEpisode:
-        data = get_retrying(self._store, str(key), attempts=4, backoff=Backoff(random.Random()), pause=self._stop.wait)
-        if content_hash(data) != key.episode_id:
-            raise InvalidRecord("episode_id", f"the bytes hash to {content_hash(data)}, the key says {key.episode_id}")
-        episode = decode(data)
-        self._check(key, episode)
+        self._admission.check_key(key)
+        span = slice(0, self._admission.max_bytes(key) + 1)
+        data = retrying(
+            lambda: self._store.get(str(key), span), attempts=4, backoff=Backoff(random.Random()), pause=self._stop.wait
+        )
+        encoded, flags = self._admission.read(key, data)
         spooled, uploaded = (None, None) if event is None else (event.spooled_utc_ns, event.committed_utc_ns)
-        return IngestedEpisode(key, _SOURCE[key.folder], EncodedEpisode(data), _time(spooled), _time(uploaded))
+        if flags:
+            self._flag(str(key), flags)
+        return IngestedEpisode(key, _SOURCE[key.folder], encoded, _time(spooled), _time(uploaded), flags)
 
-    def _check(self, key: EpisodeKey, episode: Episode) -> None:
-        """Does the episode belong to this run, and is it the one that its key names?"""
-        if key.folder == layout.EPISODES and layout.before_fleet(key.actor_id):
-            raise InvalidRecord("actor_id", f"{key.actor_id} recorded before the fleet started: not in {key.folder}/")
-        body = self._run.embodiment
-        facts = {
-            "actor_id": (episode.actor_id, key.actor_id),
-            "sequence": (episode.sequence, key.sequence),
-            "controller": (episode.num_steps, key.num_steps),
-            "robot": (episode.robot, body.name),
-            "state": (episode.state.shape[1], body.num_states),
-            "action": (episode.action.shape[1], body.num_actions),
-            "images": (
-                {camera: images.shape[1:3] for camera, images in episode.images.items()},
-                {camera: tuple(size) for camera, size in body.cameras.items()},
-            ),
-        }
-        for field, (got, expected) in facts.items():
-            if got != expected:
-                raise InvalidRecord(field, f"got {got}, expected {expected}")
-        if episode.policy_version is not None and not 0 <= episode.policy_version < _MAX_VERSION:
-            raise InvalidRecord("policy_version", f"{episode.policy_version} is not a version")
-        if _time(episode.end_utc_ns) is None:
-            raise InvalidRecord("end_utc_ns", f"{episode.end_utc_ns} is not a time in nanoseconds")
-        if episode.task not in self._run.instructions:
-            raise InvalidRecord("task", f"{episode.task!r} is not a task of this run")
+    def _flag(self, key: str, flags: tuple[Flag, ...]) -> None:
+        self._leave_note(layout.screened(key), encode_note(key, flags))
+        _log.warning("not learned from: %s: %s", key, "; ".join(flag.detail for flag in flags))
+        self.flagged.add(key)
+        self.flags.update(flag.rule for flag in flags)
+
+    def _leave_note(self, place: str, note: bytes) -> None:
+        try:
+            self._store.put(place, note)
+        except (AlreadyExists, ValueError) as error:
+            _log.info("no new note %s: %s", place, error)
 
     def _quarantine(self, key: str, reason: str) -> None:
-        try:
-            self._store.put(layout.quarantine(key), msgspec.json.encode({"key": key, "reason": reason}))
-        except (AlreadyExists, ValueError) as error:
-            _log.info("no new quarantine note for %s: %s", key, error)
+        self._leave_note(layout.quarantine(key), msgspec.json.encode({"key": key, "reason": reason}))
         _log.warning("quarantined %s: %s", key, reason)
         self.num_quarantined += 1
         self.quarantined[key] = reason

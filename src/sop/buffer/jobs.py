@@ -58,6 +58,22 @@ class BatchPlan:
         return ", ".join(f"{self.keys[row]}@{start}" for row, start in zip(self.row, self.windows.start, strict=True))
 
 
+def part_of(plan: BatchPlan, begin: int, end: int) -> BatchPlan:
+    """The windows [begin, end) of a plan, in their order, with the episodes that they need and no others."""
+    rows = slice(begin, end)
+    needed, row = np.unique(plan.row[rows], return_inverse=True)
+    windows, indicator = plan.windows, plan.advantage_indicator
+    return BatchPlan(
+        windows=Windows(windows.episode[rows], windows.start[rows], windows.task[rows], windows.source[rows]),
+        keys=tuple(plan.keys[number] for number in needed.tolist()),
+        row=row.astype(np.int32),
+        length=plan.length[rows],
+        loss_weight=plan.loss_weight[rows],
+        advantage_indicator=None if indicator is None else indicator[rows],
+        label_version=plan.label_version,
+    )
+
+
 def assemble(plan: BatchPlan, episodes: Sequence[EncodedEpisode], allocate: Allocate) -> Batch:
     """Cut the windows of a plan out of their episodes, and hash the result. Blocks for the decoding.
 

@@ -7,7 +7,7 @@ Both implement `sop.core.experience.Library`. A rule decodes what it looks at an
 kept here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sop.buffer.cache import Payloads
 from sop.buffer.index import EpisodeIndex
@@ -23,15 +23,18 @@ class IndexLibrary:
     Args:
         index: names them.
         payloads: where they are.
+        excluded: keys that no learning rule reads, e.g. `Ingest.flagged`; looked at in every call.
     """
 
-    def __init__(self, index: EpisodeIndex, payloads: Payloads) -> None:
+    def __init__(self, index: EpisodeIndex, payloads: Payloads, excluded: Collection[str] = frozenset()) -> None:
         self._index = index
+        self._excluded = excluded
         self._payloads = payloads
 
     def keys(self, source: Source) -> Sequence[str]:
-        """Keys of the episodes of a buffer as it is now, in the order of the index."""
-        return self._index.keys_in(source)
+        """Keys of the episodes of a buffer as it is now, in the order of the index, without the excluded."""
+        keys = self._index.keys_in(source)
+        return [key for key in keys if key not in self._excluded] if self._excluded else keys
 
     def get(self, key: str) -> EncodedEpisode:
         """The episode under a key; blocks for a fetch when it is not at hand.

@@ -16,21 +16,21 @@ where they are not, it is a fetch, unless the episode has just been recorded or 
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
 from sop.buffer.cache import Payloads
+from sop.buffer.fetcher import BatchFetcher, relabelled
 from sop.buffer.index import EpisodeIndex
-from sop.buffer.jobs import BatchPlan, allocate_fresh, assemble
+from sop.buffer.jobs import BatchPlan
 from sop.buffer.windows import valid_lengths
-from sop.buffer.workers import DecodePool
 from sop.core.codec import EncodedEpisode
 from sop.core.errors import SopError
-from sop.core.experience import Batch, StepLabels, Windows, batch_hash
+from sop.core.experience import Batch, StepLabels, Windows
 
 Annotate = Callable[[EncodedEpisode], StepLabels]
 LABEL_BYTES = 256 << 20
@@ -63,6 +63,7 @@ class BatchLoader:
         horizon: H, steps per window.
         depth: batches drawn ahead.
         decode_workers: processes that decode; 0 decodes in a thread of this process. The batches are the same.
+        part: what is fetched here of a plan, when other ranks fetch the rest; None fetches all of it.
 
     Raises:
         ValueError: worker processes and a cache without files.
@@ -78,17 +79,15 @@ class BatchLoader:
         horizon: int,
         depth: int,
         decode_workers: int = 0,
+        part: Callable[[BatchPlan], BatchPlan] | None = None,
     ) -> None:
-        if decode_workers and not cache.on_disk:
-            raise ValueError("worker processes read files: use a cache on disk, or decode_workers=0")
+        self._fetcher = BatchFetcher(cache, decode_workers)
         self._index = index
-        self._cache = cache
         self._labels = LabelCache(cache, annotate, horizon, LABEL_BYTES)
         self._draw = draw
         self._depth = depth
-        self._pool = DecodePool(decode_workers) if decode_workers else None
-        self._executor = ThreadPoolExecutor(max(1, decode_workers), thread_name_prefix="batch-loader")
-        self._pending: deque[_Pending] = deque()
+        self._part = part
+        self._pending: deque[DueBatch] = deque()
 
     def next(self) -> Batch:
         """The batch drawn `depth` calls ago; draws another one. Blocks until its payloads are there.
@@ -97,10 +96,17 @@ class BatchLoader:
             InvalidRecord, NotFound, StoreUnavailable: a payload cannot be had; names the episode.
             RunError: worker processes die of it.
         """
+        return self.due().batch()
+
+    def due(self) -> "DueBatch":
+        """What `next` would wait for, with its plan; draws another batch. Blocks for labels only."""
         while len(self._pending) <= self._depth:
             self._submit(self._draw())
-        due = self._pending.popleft()
-        return due.relabelled(due.future.result())
+        return self._pending.popleft()
+
+    def ahead(self) -> list[BatchPlan]:
+        """Plans of the draws that are on their way, oldest first, those without one left out."""
+        return [one.plan for one in self._pending if one.plan is not None]
 
     def load(self, windows: Windows, labels: BatchLabels | None = None) -> Batch:
         """Fetch the payload of given windows now (blocking); raises like `next`.
@@ -109,7 +115,7 @@ class BatchLoader:
             windows: what to load.
             labels: of these windows; None asks the algorithm.
         """
-        return self._load(self._plan(windows, labels))
+        return self._fetcher.load(self._plan(windows, labels))
 
     def pending(self) -> list[Windows]:
         """Draws that are on their way, oldest first; part of a checkpoint."""
@@ -136,11 +142,9 @@ class BatchLoader:
 
     def close(self) -> None:
         """Stop threads and processes; what is on its way is dropped. Batches stay valid. Idempotent."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
-        if self._pool is not None:
-            self._pool.close()
+        self._fetcher.close()
 
-    def _submit(self, windows: Windows, prepared: "_Pending | None" = None) -> None:
+    def _submit(self, windows: Windows, prepared: "DueBatch | None" = None) -> None:
         """Label a draw here and now, prepare it in the background. What goes wrong is told when the batch is due.
 
         Args:
@@ -152,22 +156,17 @@ class BatchLoader:
         except SopError as error:
             failed: Future[Batch] = Future()
             failed.set_exception(error)
-            self._pending.append(_Pending(windows, None, failed))
+            self._pending.append(DueBatch(windows, None, None, failed))
             return
-        if prepared is None or not prepared.decodes(plan):
-            prepared = _Pending(windows, plan, self._executor.submit(self._load, plan))
-        self._pending.append(_Pending(windows, plan, prepared.future))
+        part = plan if self._part is None else self._part(plan)
+        ready = prepared is not None and prepared.decodes(plan)
+        future = prepared.future if prepared is not None and ready else self._fetcher.submit(part)
+        self._pending.append(DueBatch(windows, plan, part, future))
 
     def _episodes(self, windows: Windows) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
         """Keys of the distinct episodes, and which of them each window is cut from."""
         rows, inverse = np.unique(windows.episode, return_inverse=True)
         return tuple(self._index.key(int(row)) for row in rows), inverse.astype(np.int32)
-
-    def _load(self, plan: BatchPlan) -> Batch:
-        if self._pool is None:
-            return assemble(plan, [self._cache.get(key) for key in plan.keys], allocate_fresh)
-        with self._cache.holding(plan.keys) as paths:
-            return self._pool.load(plan, paths)
 
     def _plan(self, windows: Windows, given: BatchLabels | None = None) -> BatchPlan:
         keys, row = self._episodes(windows)
@@ -204,37 +203,25 @@ class BatchLoader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
+class DueBatch:
     """A draw that is on its way."""
 
     windows: Windows
     plan: BatchPlan | None
-    """With its present labels; None when these could not be had, which the future tells."""
+    """With its present labels; None when these could not be had, which `batch` tells."""
+    part: BatchPlan | None
+    """What of it is fetched here."""
     future: "Future[Batch]"
     """The batch, with these labels or older ones."""
+
+    def batch(self) -> Batch:
+        """The part that is fetched here, with its present labels; blocks until it is there. Raises like `next`."""
+        batch = self.future.result()
+        return batch if self.part is None else relabelled(batch, self.part)
 
     def decodes(self, plan: BatchPlan) -> bool:
         """Whether images, states and actions are those that a plan for the same windows asks for."""
         return self.plan is not None and np.array_equal(self.plan.length, plan.length)
-
-    def relabelled(self, batch: Batch) -> Batch:
-        """A batch that the future gave, with the present labels."""
-        plan = self.plan
-        if plan is None or _same_labels(batch, plan):
-            return batch
-        labelled = replace(
-            batch,
-            loss_weight=plan.loss_weight,
-            advantage_indicator=plan.advantage_indicator,
-            label_version=plan.label_version,
-        )
-        return replace(labelled, content_hash=batch_hash(labelled))
-
-
-def _same_labels(batch: Batch, plan: BatchPlan) -> bool:
-    one, other = batch.advantage_indicator, plan.advantage_indicator
-    same = one is other if one is None or other is None else np.array_equal(one, other)
-    return same and batch.label_version == plan.label_version and np.array_equal(batch.loss_weight, plan.loss_weight)
 
 
 @dataclass(frozen=True, slots=True)

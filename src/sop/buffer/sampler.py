@@ -8,6 +8,10 @@
 (arXiv 2601.03044, equations of the adaptive sampler.) A flow-matching loss of a few hundredths leaves the
 raw formula at one half whatever happens; `ratio` gives 0.62 at equal losses and 0.79 where the online loss
 is twice the offline one (alpha = 1.5).
+
+Within a task's online windows every window start counts the same, unless one robot has more than its share of them
+(`SamplerConfig.max_actor_share`, 2 / N): then it gets that share of every batch, within one window, and the others
+the rest. The offline buffer was there before the fleet and is not capped.
 """
 
 import math
@@ -19,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sop.buffer.index import EpisodeIndex
+from sop.buffer.influence import Influence
+from sop.buffer.shares import capped_shares
 from sop.config import SamplerConfig
 from sop.core.errors import RunError
 from sop.core.experience import Source, Windows
@@ -102,6 +108,8 @@ class AdaptiveSampler:
         self._losses = {
             (task, source): LossWindow(config.window) for task in range(len(index.tasks)) for source in Source
         }
+        self.influence = Influence(index)
+        """What every robot's windows weighed and cost so far."""
 
     def share(self, task: int) -> float | None:
         """omega_on of a task (by number) for the next draw; None when the task has no data at all."""
@@ -127,6 +135,10 @@ class AdaptiveSampler:
         counts = self._systematic_counts(expected)
         starts = [self._index.num_starts(task, source) for task, source in cells]
         ranks = self._rng.integers(0, np.repeat(starts, counts))
+        end = np.cumsum(counts)
+        for (task, source), first, stop in zip(cells, end - counts, end, strict=True):
+            if source is Source.ONLINE and stop > first:
+                self._cap(task, ranks[first:stop])
         episode, start = self._index.locate(cells, counts.tolist(), ranks)
         task, source = np.repeat(np.asarray(cells), counts, axis=0).T
         return Windows(episode.astype(np.int64), start.astype(np.int32), task.astype(np.int32), source.astype(np.uint8))
@@ -134,6 +146,7 @@ class AdaptiveSampler:
     def observe(self, windows: Windows, losses: npt.NDArray[np.float32]) -> None:
         """Take the losses [B] of one learner step: one entry per (task, buffer) that the step drew from."""
         self._step += 1
+        self.influence.observe(windows, losses)
         finite = np.isfinite(losses)
         cell = (windows.task * len(Source) + windows.source)[finite]
         number = np.bincount(cell, minlength=len(self._losses)).tolist()
@@ -158,7 +171,7 @@ class AdaptiveSampler:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values: generator, loss windows, counter."""
+        """JSON values: generator, loss windows, counter, influence."""
         return {
             "rng": self._rng.bit_generator.state,
             "step": self._step,
@@ -166,12 +179,14 @@ class AdaptiveSampler:
                 f"{self._index.tasks[task]}/{source.name}": history.entries()
                 for (task, source), history in self._losses.items()
             },
+            "influence": self.influence.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the index has to hold the rows that it held then."""
         self._rng.bit_generator.state = state["rng"]
         self._step = state["step"]
+        self.influence.load_state_dict(state.get("influence", {}))
         for (task, source), history in self._losses.items():
             history.load(state["losses"].get(f"{self._index.tasks[task]}/{source.name}", []))
 
@@ -188,6 +203,22 @@ class AdaptiveSampler:
                     cells.append((task, source))
                     expected.append(batch_size * part / len(with_data))
         return cells, np.asarray(expected)
+
+    def _cap(self, task: int, ranks: npt.NDArray[np.int64]) -> None:
+        """Where one actor has more than its share of a task's online starts: draw again, actor by actor, in place."""
+        by_actor = self._index.starts_by_actor(task, Source.ONLINE)
+        actors = np.flatnonzero(by_actor)
+        starts, cap = by_actor[actors], self._config.max_actor_share
+        cap = min(1.0, 2 / len(actors)) if cap is None else cap
+        if starts.max() <= cap * starts.sum():
+            return
+        counts = self._systematic_counts(len(ranks) * capped_shares(starts, cap))
+        own, done = self._rng.integers(0, np.repeat(starts, counts)), 0
+        for actor, count in zip(actors.tolist(), counts.tolist(), strict=True):
+            if count:
+                part = slice(done, done + count)
+                ranks[part] = self._index.ranks_of(task, Source.ONLINE, actor, own[part])
+                done += count
 
     def _systematic_counts(self, expected: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Whole numbers with the given expectations and their exact sum (systematic sampling)."""

@@ -26,13 +26,16 @@ def read_single_batch(data: bytes | memoryview, what: str, *, full: bool) -> pa.
         full: check every offset and every text: for bytes that were not checked before.
 
     Raises:
-        InvalidRecord: not an Arrow file, damaged, compressed, with dictionaries, or with more than one batch.
+        InvalidRecord: not an Arrow file, damaged, compressed, with dictionaries or extension types, or with more than
+            one batch.
     """
     if len(data) < len(_MAGIC) or bytes(data[: len(_MAGIC)]) != _MAGIC:
         raise InvalidRecord(what, "not a readable Arrow file (it does not begin with ARROW1)")
     try:
         reader = pa.ipc.MessageReader.open_stream(pa.BufferReader(pa.py_buffer(data).slice(len(_MAGIC))))
         schema = pa.ipc.read_schema(_next(reader, "schema", what))
+        if any(map(_is_extension, schema)):
+            raise InvalidRecord(what, "extension types are not accepted")
         message = _next(reader, "record batch", what)
         if _is_compressed(memoryview(message.metadata)):
             raise InvalidRecord(what, "compressed columns are not accepted")
@@ -44,6 +47,11 @@ def read_single_batch(data: bytes | memoryview, what: str, *, full: bool) -> pa.
     except (pa.ArrowException, struct.error, OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidRecord(what, f"not a readable Arrow file ({error})") from error
     return batch
+
+
+def _is_extension(field: pa.Field) -> bool:
+    """Whether a column has a type of somebody's own, which this program knows or not: its code could run at reading."""
+    return isinstance(field.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {})
 
 
 def _next(reader: pa.ipc.MessageReader, kind: str, what: str) -> pa.ipc.Message:

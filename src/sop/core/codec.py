@@ -207,15 +207,27 @@ class EncodedEpisode:
         field = f"images.{camera}"
         if not 0 <= step < self.num_steps:
             raise InvalidRecord(field, f"no such step, the episode has {self.num_steps}", step=step)
-        if camera not in self._tables:
-            if camera not in self.cameras:
-                raise InvalidRecord(field, f"no such camera, the episode has {self.cameras}")
-            self._tables[camera] = _frame_table(field, self._batch.column(_IMAGE + camera))
-        offsets, values = self._tables[camera]
+        offsets, values = self._table(camera)
         start, stop = int(offsets[step]), int(offsets[step + 1])
         if not 0 <= start < stop <= len(values):
             raise InvalidRecord(field, f"bytes {start} to {stop} of {len(values)} are no image", step=step)
         return values[start:stop]
+
+    def frame_bytes(self, camera: str) -> npt.NDArray[np.int64]:
+        """[T] length of each encoded image.
+
+        Raises:
+            InvalidRecord: no such camera.
+        """
+        return np.diff(self._table(camera)[0])[: self.num_steps]
+
+    def _table(self, camera: str) -> tuple[npt.NDArray[np.int64], memoryview]:
+        if camera not in self._tables:
+            field = f"images.{camera}"
+            if camera not in self.cameras:
+                raise InvalidRecord(field, f"no such camera, the episode has {self.cameras}")
+            self._tables[camera] = _frame_table(field, self._batch.column(_IMAGE + camera))
+        return self._tables[camera]
 
     def frame_size(self, camera: str, step: int) -> tuple[int, int]:
         """Height and width of an image in pixels, from its header.

@@ -74,7 +74,7 @@ class EvaluationResult:
         """
         try:
             return msgspec.json.decode(data, type=cls)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRecord("evaluation", str(error)) from error
 
 

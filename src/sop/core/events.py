@@ -132,5 +132,5 @@ def decode_event(data: bytes, kind: type[E]) -> E:
     """
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord(kind.__name__, str(error)) from error

@@ -4,7 +4,7 @@ Shapes: B windows, H steps per window (the action horizon), T steps per episode,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol
 
@@ -177,6 +177,14 @@ class Windows:
         return len(self.episode)
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which windows of a whole batch a rank of several has: rows [first, first + B) of `total`."""
+
+    first: int
+    total: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """B windows with their payload, as numpy arrays; the algorithm and the policy turn them into tensors."""
@@ -200,9 +208,48 @@ class Batch:
     """Largest `StepLabels.label_version` among the windows; 0 when the labels are facts. Not covered by the hash."""
     content_hash: str = ""
     """`batch_hash` of the fields above, set by the batch loader; empty for a batch that was made by hand."""
+    share: Share | None = None
+    """Set on a rank of several: these are some windows of a batch. Random numbers for the windows are drawn for the
+    whole batch (see `sop.policies.draws`), so that the ranks together learn what one would."""
 
     def __len__(self) -> int:
         return len(self.windows)
+
+
+def rows_of(batch: Batch, begin: int, end: int) -> Batch:
+    """Some windows of a batch as a batch, with its own hash; arrays are views."""
+    rows = slice(begin, end)
+    windows, indicator = batch.windows, batch.advantage_indicator
+    part = replace(
+        batch,
+        windows=Windows(windows.episode[rows], windows.start[rows], windows.task[rows], windows.source[rows]),
+        images={camera: images[rows] for camera, images in batch.images.items()},
+        state=batch.state[rows],
+        action=batch.action[rows],
+        loss_weight=batch.loss_weight[rows],
+        instruction=batch.instruction[rows],
+        policy_version=batch.policy_version[rows],
+        advantage_indicator=None if indicator is None else indicator[rows],
+        share=Share(begin, len(batch)),
+    )
+    return replace(part, content_hash=batch_hash(part))
+
+
+def shared_hash(parts: Sequence[str]) -> str:
+    """The hash of a batch that several ranks learned from, each of an equal part: the hashes of the parts, in order."""
+    return "+".join(parts)
+
+
+def hash_like(batch: Batch, recorded: str) -> str:
+    """The hash of a whole batch in the form of one that was recorded: of as many equal parts as that has.
+
+    What cannot be divided so has the hash of the whole, which equals no such record.
+    """
+    parts = recorded.count("+") + 1
+    if parts == 1 or len(batch) % parts:
+        return batch.content_hash
+    size = len(batch) // parts
+    return shared_hash([rows_of(batch, first, first + size).content_hash for first in range(0, len(batch), size)])
 
 
 def batch_hash(batch: Batch) -> str:
@@ -211,7 +258,7 @@ def batch_hash(batch: Batch) -> str:
     Covers, in this order: start, task and source of the windows (not the row of their episode, which is another one
     in another index), every camera in alphabetical order (rows 0, 16, 32, ... of each image), state, action, loss
     weights, policy versions, indicators, instructions; each array with its name, dtype and shape. Does not depend
-    on memory layout or on `content_hash`.
+    on memory layout, on `content_hash` or on `share`.
     """
     hasher = blake3.blake3()
 

@@ -12,9 +12,14 @@ from sop.core.errors import InvalidRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunManifest:
-    """The identity of a run."""
+    """The identity of a run. Checked on construction.
+
+    Raises:
+        InvalidRecord: the name is not that of one folder.
+    """
 
     name: str
+    """Also of the folder for a machine's own files, so it must not lead anywhere else."""
     created_utc_ns: int
     embodiment: Embodiment
     instructions: Mapping[str, tuple[str, ...]]
@@ -26,6 +31,10 @@ class RunManifest:
     config: Mapping[str, Any]
     """The whole configuration of the run (JSON)."""
     schema_version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
+            raise InvalidRecord("name", f"must be the name of a folder, got {self.name[:80]!r}")
 
     def to_json(self) -> bytes:
         """Indented JSON, the content of `run.json`."""
@@ -40,5 +49,5 @@ class RunManifest:
         """
         try:
             return msgspec.json.decode(data, type=cls)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRecord("run.json", str(error)) from error

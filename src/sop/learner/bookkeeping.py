@@ -16,7 +16,7 @@ from sop.core.experience import Batch, Source
 from sop.core.freshness import HOPS, HopSample, arrival_hops, summary
 from sop.core.layout import before_fleet, from_lab
 from sop.learner.ages import PolicyAges
-from sop.learner.draws import DrawLog
+from sop.learner.draws import DrawLog, LearnedBatch
 from sop.learner.sidecars import SidecarWriter
 from sop.learner.stopwatch import Stopwatch
 from sop.metrics import MetricSink, percentile
@@ -123,7 +123,7 @@ class Bookkeeping:
                 self._tasks[task].episodes += int((ended & mine).sum())
                 self._tasks[task].interventions += int(block.columns["num_interventions"][fresh & mine].sum())
 
-    def learned(self, learner_step: int, batch: Batch, newest_version: int | None) -> None:
+    def learned(self, learner_step: int, batch: Batch | LearnedBatch, newest_version: int | None) -> None:
         """A step learned from a batch. One metrics line per episode that was new to it, with its hops."""
         fresh = self._index.from_fleet(batch.windows.episode)
         self.fresh_draws += int(fresh.sum())

@@ -26,7 +26,7 @@ from sop.core import layout
 from sop.core.codec import content_hash
 from sop.core.errors import InvalidRecord, NotFound, StoreUnavailable
 from sop.transport import ObjectStore
-from sop.transport.retry import Backoff, put_retrying
+from sop.transport.retry import Backoff, put_retrying, retrying
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 8
@@ -53,6 +53,8 @@ class CheckpointStore:
         segments: writes and reads the rows of the index.
         keep: newest checkpoints that are kept.
         pause: waits so many seconds between two attempts to read.
+        fence: is asked before anything is replaced and before a checkpoint counts; raises when another learner has
+            taken over. None: there is no other.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class CheckpointStore:
         *,
         keep: int = 2,
         pause: Callable[[float], object] = time.sleep,
+        fence: Callable[[], object] | None = None,
     ) -> None:
         self.segments = segments
         self._store = store
         self._keep = keep
         self._pause = pause
+        self._fence = fence
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -132,14 +136,20 @@ class CheckpointStore:
             "segments": segments,
             "state": msgspec.Raw(state),
         }
+        self._require_lease()
         for name in ("state.json", "tensors.safetensors"):  # of a learner that was here before
             self._store.delete(f"{folder}/{name}")
         self._put(f"{folder}/tensors.safetensors", data)
+        self._require_lease()
         self._put(f"{folder}/state.json", msgspec.json.encode(record))
         try:
             self._collect()
         except (InvalidRecord, StoreUnavailable) as error:
             _log.warning("left for the next checkpoint: old checkpoints and segments are not collected: %s", error)
+
+    def _require_lease(self) -> None:
+        if self._fence is not None:
+            retrying(self._fence, attempts=_ATTEMPTS, backoff=Backoff(random.Random()), pause=self._pause)
 
     def _collect(self) -> None:
         """Delete old checkpoints, and segments that none names; no segment while one cannot tell what it names."""
@@ -166,7 +176,7 @@ class CheckpointStore:
         key = f"{layout.checkpoint_folder(step)}/state.json"
         try:
             record: dict[str, Any] = msgspec.json.decode(self._store.get(key), type=dict[str, Any])
-        except (msgspec.DecodeError, NotFound) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotFound) as error:
             raise InvalidRecord(key, str(error)) from error
         return record
 

@@ -2,17 +2,31 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sop.buffer import EpisodeIndex, IngestedEpisode
-from sop.core.experience import Batch
+from sop.core.experience import Batch, Windows
 from sop.core.lineage import LearnedEpisode, Lineage, StepDraw
 
 MAX_ARRIVALS = 100_000
 """Episodes that wait for their first draw and whose way here is remembered; of older ones the stamps are lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedBatch:
+    """What is noted of a batch whose payload several ranks had; fields as in `Batch`."""
+
+    windows: Windows
+    loss_weight: npt.NDArray[np.float32]
+    advantage_indicator: npt.NDArray[np.int8] | None
+    label_version: int
+    policy_version: npt.NDArray[np.int64]
+    content_hash: str
+    """`sop.core.experience.shared_hash` of the parts."""
 
 
 class _Arrival(NamedTuple):
@@ -23,7 +37,7 @@ class _Arrival(NamedTuple):
     operators: tuple[str, ...]
 
 
-def _opinions(batch: Batch) -> dict[str, Any]:
+def _opinions(batch: Batch | LearnedBatch) -> dict[str, Any]:
     """The labels of a batch as fields of `StepDraw`, when they cannot be computed again."""
     if not batch.label_version:
         return {}
@@ -67,7 +81,7 @@ class DrawLog:
         if len(self._arrivals) > MAX_ARRIVALS:
             del self._arrivals[next(iter(self._arrivals))]
 
-    def drawn(self, learner_step: int, batch: Batch) -> list[LearnedEpisode]:
+    def drawn(self, learner_step: int, batch: Batch | LearnedBatch) -> list[LearnedEpisode]:
         """A step learned from a batch; returns the episodes that no step before had drawn from."""
         rows = batch.windows.episode
         keys = tuple(self._index.keys(rows))

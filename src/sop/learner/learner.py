@@ -22,10 +22,13 @@ from sop.broadcast import PolicyFacts, Publisher
 from sop.buffer import AdaptiveSampler, BatchLoader, EpisodeIndex, Ingest, IngestedEpisode, Payloads
 from sop.config import LearnerConfig
 from sop.core.experience import Collection, Library, Source, Windows
+from sop.core.policy import Weights
 from sop.learner.bookkeeping import Bookkeeping
 from sop.learner.checkpoint import Checkpoint, CheckpointStore
+from sop.learner.crew import Lead
 from sop.learner.memory import release_freed_memory
 from sop.learner.optimization import Optimization, StepResult
+from sop.learner.publish_gate import PublishGate
 from sop.policies import TrainablePolicy
 
 _log = logging.getLogger(__name__)
@@ -52,6 +55,8 @@ class LearnerParts:
     ingest: Ingest
     sampler: AdaptiveSampler
     loader: BatchLoader
+    lead: Lead
+    """Gives the batches of `loader` out, to this process or to several."""
     books: Bookkeeping
     publisher: Publisher
     checkpoints: CheckpointStore
@@ -59,6 +64,8 @@ class LearnerParts:
     """All randomness of the losses."""
     config_hash: str
     code_version: str
+    gate: PublishGate | None = None
+    """Says what may be published; None lets everything pass."""
 
 
 class Learner:
@@ -86,14 +93,16 @@ class Learner:
         release_freed_memory()
         self.train(stop)
         self._index(self._p.ingest.finish())
-        self.publish()
+        weights = self.weights()
+        if self._may_publish(weights):
+            self._publish_now(weights)
         self._p.checkpoints.save(self.checkpoint())
         self._p.checkpoints.wait()
         self.report("stopped" if stop.is_set() else "done", force=True)
 
     def publish(self) -> int:
-        """Publish the weights as they are; returns their version (blocking)."""
-        return self._p.publisher.publish_now(self._weights(), self._facts(), self._p.books.draws.hand_over())
+        """Publish the weights as they are, whatever the gate would say; returns their version (blocking)."""
+        return self._publish_now(self.weights())
 
     def train(self, stop: threading.Event) -> None:
         """Algorithm 1. Blocks until all is learned or `stop` is set."""
@@ -102,30 +111,36 @@ class Learner:
             self._index(parts.ingest.drain())
             if self._nothing_new():
                 self.report("waiting for episodes")
+                parts.lead.waiting()
                 with parts.books.time.pausing():
                     stop.wait(PAUSE_S)
                 continue
             self.take_step()
+            if parts.lead.stop_asked:
+                stop.set()
             if self.step % config.publish_every == 0:
-                parts.publisher.publish(self._weights(), self._facts(), parts.books.draws.hand_over())
+                weights = self.weights()
+                if self._may_publish(weights):
+                    parts.publisher.publish(weights, self._facts(), parts.books.draws.hand_over())
             if self.step % config.checkpoint_every == 0:
                 parts.checkpoints.save(self.checkpoint())
             self.report("training")
 
     def take_step(self) -> None:
         """One step of learning: what `train` repeats. Blocks for the batch, and for an algorithm that refreshes."""
-        parts = self._p
+        parts, lr_factor = self._p, self._lr_factor()
         if parts.algorithm.refresh(self.step, parts.library):
             parts.loader.relabel()
         with parts.books.time.waiting():
-            batch = parts.loader.next()
+            batch = parts.lead.next_batch(parts.generator, lr_factor)
         losses = parts.algorithm.loss(parts.policy, batch, parts.generator)
-        self._last = parts.optimization.step(losses, self._lr_factor())
-        parts.sampler.observe(batch.windows, losses.detach().float().cpu().numpy())
+        self._last = parts.optimization.step(losses, lr_factor)
+        learned, seen = parts.lead.learned(batch, losses)
+        parts.sampler.observe(learned.windows, seen)
         self.step += 1
-        parts.books.learned(self.step, batch, parts.publisher.last_published)
+        parts.books.learned(self.step, learned, parts.publisher.last_published)
         if self._last.skipped:
-            _log.warning("step %d was not finite and changed nothing: %s", self.step, self._names(batch.windows))
+            _log.warning("step %d was not finite and changed nothing: %s", self.step, self._names(learned.windows))
 
     def report(self, state: str, *, force: bool = False) -> None:
         """Once a second (or now): tell the metrics and whoever watches how it goes; `state` is a few words."""
@@ -158,6 +173,9 @@ class Learner:
             "collected_at": self._collected_at,
             "branch": parts.publisher.branch,
         }
+        if parts.gate is not None:
+            state["publish_gate"] = parts.gate.state_dict()
+        parts.lead.collect(averaged=False)
         tensors = parts.optimization.tensors() | {"generator": parts.generator.get_state()}
         tensors |= {f"{_ALGORITHM}{name}": torch.from_numpy(value) for name, value in arrays.items()}
         parts.books.draws.forget(parts.publisher.published_step)
@@ -177,7 +195,10 @@ class Learner:
         exact = self._restore_rows(checkpoint)
         parts.algorithm.load_state_dict({**state["algorithm"], **_arrays(checkpoint, _ALGORITHM)})
         parts.books.fresh_draws = state["fresh_draws"]
+        parts.lead.restore(state["optimization"])
         parts.optimization.load_state(checkpoint.tensors, state["optimization"])
+        if parts.gate is not None and "publish_gate" in state:
+            parts.gate.load_state_dict(state["publish_gate"])
         branch = state.get("branch")
         published_step = parts.publisher.continue_from_step(
             checkpoint.learner_step, None if branch is None else (int(branch[0]), int(branch[1]))
@@ -188,6 +209,15 @@ class Learner:
         parts.loader.restore([_windows(saved) for saved in state["pending"]] if exact else [])
         self.step = checkpoint.learner_step
         self._collected_at = state["collected_at"]
+
+    def share_state(self) -> None:
+        """Give the weights of this rank to the others, if there are any: all begin with the same bits."""
+        parts = self._p
+        if parts.lead.followers:
+            parts.lead.collect(averaged=False)
+            tensors, state = parts.optimization.tensors(), parts.optimization.state_dict()
+            parts.lead.restore(state)
+            parts.optimization.load_state(tensors, state)
 
     def _restore_rows(self, checkpoint: Checkpoint) -> bool:
         """Fill the index; False when it had to be rebuilt from the episodes."""
@@ -238,11 +268,31 @@ class Learner:
         books = self._p.books
         books.log_episodes(books.index(episodes), self.step, self._p.publisher.last_published)
 
-    def _weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
         """A copy of what can differ from the base policy; of everything when there is no base yet."""
         trained, first = self._p.optimization, self._p.publisher.last_published is None
         names = None if first else trained.unfrozen
-        return dict(self._p.policy.export(trained.averaged(), dtype=self._config.publish_dtype, names=names))
+        self._p.lead.collect(averaged=True, names=names)
+        return dict(self._p.policy.export(trained.averaged(names), dtype=self._config.publish_dtype, names=names))
+
+    def _may_publish(self, weights: Weights) -> bool:
+        """Ask the gate. What it refuses is not published; what was drawn for it goes into the next version's lineage.
+
+        Raises:
+            RunError: it has refused too often.
+        """
+        gate = self._p.gate
+        if gate is None:
+            return True
+        verdict = gate.check(weights)
+        measures = {f"publish_gate/{name}": value for name, value in verdict.measures.items()}
+        self._p.books.log({**measures, "publish_gate/refused": float(not verdict.ok)}, self.step)
+        if not verdict.ok:
+            _log.warning("the policy of step %d is not published: %s", self.step, "; ".join(verdict.reasons))
+        return verdict.ok
+
+    def _publish_now(self, weights: Weights) -> int:
+        return self._p.publisher.publish_now(weights, self._facts(), self._p.books.draws.hand_over())
 
     def _facts(self) -> PolicyFacts:
         parts = self._p

@@ -1,8 +1,8 @@
-"""One optimizer step: AdamW, clipped gradient, warm-up, moving average of the weights."""
+"""One optimizer step: AdamW, clipped gradient, warm-up, moving average of the weights; on one rank or many."""
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from sop.config import LearnerConfig
 from sop.core.errors import RunError
+from sop.learner.ranks import OneRank, Ranks
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps per parameter."""
 
 
 class StepResult(NamedTuple):
@@ -31,17 +35,28 @@ def constant_after_warmup(warmup_steps: int) -> Callable[[int], float]:
 class Optimization:
     """Everything that changes the weights, with a state that can be saved and restored exactly.
 
+    With several ranks each has one and all call its methods alike: they take the same steps. What they give back is
+    whole, whatever is sharded; a state fits any number of ranks.
+
     Args:
         module: its parameters are trained in place, except frozen ones.
         config: optimizer settings. Parameters whose name a key of `lr_multipliers` matches have its factor on the
             learning rate, beside those of the schedule and of `step`, and no weight decay.
         schedule: factor of the learning rate for optimizer step 0, 1, 2, ...
+        ranks: who takes the steps together; the module is sharded already, if at all. None is this process alone.
 
     Raises:
         ValueError: a key of `lr_multipliers` is not a regular expression, or its factor is negative or not finite.
     """
 
-    def __init__(self, module: nn.Module, config: LearnerConfig, schedule: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: LearnerConfig,
+        schedule: Callable[[int], float],
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._ranks: Ranks = ranks or OneRank()
         self._module = module
         self._config = config
         self._schedule = schedule
@@ -61,10 +76,10 @@ class Optimization:
         self._skipped_in_a_row = 0
 
     def step(self, losses: Tensor, lr_factor: float = 1.0) -> StepResult:
-        """Take the losses [B] of a batch, step along the gradient of their mean.
+        """Take the losses [B] of a batch, step along the gradient of their mean over all ranks.
 
         Args:
-            losses: one per window, with a graph.
+            losses: one per window of this rank, with a graph.
             lr_factor: further factor of the learning rate, e.g. for a cool-down.
 
         Raises:
@@ -74,7 +89,9 @@ class Optimization:
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         trained = [self._parameters[name] for name in self._names]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self._config.grad_clip)
+        self._ranks.average_gradients(trained)
+        norm = self._ranks.whole(torch.nn.utils.clip_grad_norm_(trained, self._config.grad_clip))
+        loss = self._ranks.mean(loss)  # all ranks have the same loss and norm, so they skip together
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             self._skip()
             return StepResult(loss.item(), norm.item(), skipped=True)
@@ -94,29 +111,31 @@ class Optimization:
         frozen = {name for name, parameter in self._parameters.items() if not parameter.requires_grad}
         return tuple(name for name in self._module.state_dict() if name not in frozen)
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The module's state with its trained parameters averaged over time (live tensors: copy to keep)."""
-        return dict(self._module.state_dict()) | self._average
+    def averaged(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The module's state with its trained parameters averaged over time (may be live tensors: copy to keep).
+
+        Args:
+            names: only these; None for all.
+        """
+        state = dict(self._module.state_dict()) | self._average
+        return self._ranks.collect((name, state[name]) for name in state if names is None or name in names)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state by name: weights, averages, moments."""
-        tensors = {f"module/{name}": value.detach() for name, value in self._module.state_dict().items()}
-        tensors |= {f"average/{name}": value for name, value in self._average.items()}
-        for name in self._names:
-            for key, value in self._optimizer.state[self._parameters[name]].items():
-                tensors[f"optimizer/{key}/{name}"] = value
-        return tensors
+        """All tensors of the state by name: weights, averages, moments (may be live tensors: copy to keep)."""
+        return self._ranks.collect(self._own_tensors())
 
     def state_dict(self) -> dict[str, Any]:
         """The rest of the state, as JSON values."""
         return {"steps": self._steps}
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go on where `tensors` and `state_dict` were taken."""
+        """Go on where `tensors` and `state_dict` were taken; of several ranks the first gives its tensors to all."""
+        own = {name: value for name, value in tensors.items() if name.startswith(("module/", "average/", "optimizer/"))}
+        tensors = self._ranks.distribute(own, self._shapes())
         self._module.load_state_dict(_under("module/", tensors))
         for name, value in _under("average/", tensors).items():
             self._average[name].copy_(value)
-        optimizer = {key: _under(f"optimizer/{key}/", tensors) for key in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer = {key: _under(f"optimizer/{key}/", tensors) for key in _MOMENTS}
         for name in self._names:
             if name in optimizer["step"]:
                 parameter = self._parameters[name]
@@ -124,6 +143,22 @@ class Optimization:
                     key: values[name].to(parameter.device, copy=True) for key, values in optimizer.items()
                 }
         self._steps = state["steps"]
+
+    def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """As this rank has them, the same names in the same order on every rank."""
+        for name, value in self._module.state_dict().items():
+            yield f"module/{name}", value.detach()
+        for name, value in self._average.items():
+            yield f"average/{name}", value
+        for name in self._names:
+            for key, value in self._optimizer.state[self._parameters[name]].items():
+                yield f"optimizer/{key}/{name}", value
+
+    def _shapes(self) -> dict[str, Tensor]:
+        """For every name that `tensors` may give a tensor that is sharded in the same way."""
+        like = {f"module/{name}": value for name, value in self._module.state_dict().items()}
+        like |= {f"average/{name}": value for name, value in self._average.items()}
+        return like | {f"optimizer/{key}/{name}": self._parameters[name] for key in _MOMENTS for name in self._names}
 
     def _skip(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)

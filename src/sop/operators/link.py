@@ -100,7 +100,7 @@ def decode_status(data: bytes) -> LinkStatus:
     """
     try:
         return msgspec.json.decode(data, type=LinkStatus)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord("status", str(error)) from error
 
 
@@ -231,7 +231,7 @@ class LinkedOperator:
             raise InvalidRecord("frame", f"{len(data)} bytes")
         try:
             frame = msgspec.json.decode(data, type=LinkFrame)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRecord("frame", str(error)) from error
         if not frame.operator or (self._allowed is not None and frame.operator not in self._allowed):
             raise InvalidRecord("operator", f"{frame.operator!r} may not drive this robot")

@@ -3,17 +3,19 @@
 The contract test `sop.testing.contracts.policy` says what an implementation has to keep.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from torch import nn
 
 from sop.core.embodiment import Embodiment
 from sop.core.policy import PolicySpec
 from sop.core.settings import build_settings, suggestion
 from sop.policies.base import BranchVelocities, ConditionedPolicy, TrainablePolicy, freeze
 from sop.policies.flow_vla import FlowVLA
+from sop.policies.network import flow_blocks
 from sop.policies.normalization import compute_normalization
 from sop.policies.settings import Settings
 
@@ -29,7 +31,14 @@ __all__ = [
     "freeze",
     "make_policy",
     "make_spec",
+    "shard_blocks",
 ]
+
+
+def layers(module: nn.Module) -> list[nn.Module]:
+    """The children of all lists of modules in a network, inner ones first: the layers of most transformers."""
+    found = [child for part in module.modules() if isinstance(part, nn.ModuleList) for child in part]
+    return list(reversed(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +49,13 @@ class PolicyKind:
     """Frozen dataclass with defaults for everything; has an `action_horizon`."""
     build: Callable[[PolicySpec, int], TrainablePolicy]
     """Makes the policy with fresh weights from a spec and a seed."""
+    blocks: Callable[[nn.Module], Iterable[nn.Module]] = layers
+    """Parts of its module whose weights are gathered together when every rank keeps a share of them, inner ones first.
+    A block is used by calling it, in no other way; what is in no block is gathered for a whole step."""
 
 
 POLICIES: dict[str, PolicyKind] = {
-    "flow_vla": PolicyKind(Settings, FlowVLA),
+    "flow_vla": PolicyKind(Settings, FlowVLA, flow_blocks),
 }
 
 
@@ -93,6 +105,11 @@ def make_policy(spec: PolicySpec, seed: int = 0) -> TrainablePolicy:
         ValueError: the spec names an unknown kind or does not fit together.
     """
     return _kind(spec.kind).build(spec, seed)
+
+
+def shard_blocks(policy: TrainablePolicy) -> list[nn.Module]:
+    """The blocks of a policy by its kind, inner ones first; see `PolicyKind.blocks`."""
+    return list(_kind(policy.spec.kind).blocks(policy.module))
 
 
 def conditioned(policy: TrainablePolicy, changes: Mapping[str, Any], seed: int) -> TrainablePolicy:

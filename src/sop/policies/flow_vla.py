@@ -30,8 +30,10 @@ from sop.core.experience import Batch
 from sop.core.policy import ActionChunk, Conditioning, PolicySpec, Weights
 from sop.core.settings import build_settings
 from sop.policies.base import BranchVelocities, export_weights, load_weights
+from sop.policies.draws import draw_rows
 from sop.policies.indicator import NEGATIVE, NULL, POSITIVE, conditioning_row, drop_out, indicator_rows, sentences
 from sop.policies.network import FlowNetwork, Inputs
+from sop.policies.noise import EpisodeNoise, NoiseSource
 from sop.policies.normalization import LARGEST_STATE, check_normalization
 from sop.policies.precision import autocast, training_dtype
 from sop.policies.sentences import TextEncoder, make_text_encoder
@@ -78,16 +80,16 @@ class FlowVLA:
         self._action_mean, self._action_std = statistics["action_mean"], statistics["action_std"]
         self._low = np.asarray(spec.embodiment.action_low, np.float32)
         self._high = np.asarray(spec.embodiment.action_high, np.float32)
-        self._noise = np.random.default_rng(seed)
+        self._noise = EpisodeNoise(seed)
 
     @property
     def spec(self) -> PolicySpec:
         """What this policy needs to run."""
         return self._spec
 
-    def reset(self, seed: int) -> None:
-        """Seed the noise of `infer`; there is no history to forget."""
-        self._noise = np.random.default_rng(seed)
+    def reset(self, seed: int, coherence: float = 0.0) -> None:
+        """Seed the noise of `infer`; there is no history to forget. See `Policy.reset`."""
+        self._noise = EpisodeNoise(seed, coherence)
 
     def infer(self, observation: Observation, instruction: str, conditioning: Conditioning) -> ActionChunk:
         """Plan the next steps, [H, A] in action units; blocks for one inference.
@@ -103,7 +105,7 @@ class FlowVLA:
         observations: Sequence[Observation],
         instructions: Sequence[str],
         conditioning: Conditioning,
-        generators: Sequence[np.random.Generator],
+        generators: Sequence[NoiseSource],
     ) -> npt.NDArray[np.float32]:
         """Plan for N robots at once, [N, H, A]; see `TrainablePolicy.infer_many`.
 
@@ -154,7 +156,7 @@ class FlowVLA:
         if batch.advantage_indicator is not None:
             self._require_indicator()
         images = {
-            camera: random_shift(batch.images[camera], settings.random_shift, generator)
+            camera: random_shift(batch.images[camera], settings.random_shift, generator, batch.share)
             for camera in self._spec.embodiment.cameras
         }
         action, weight = self._normalised_action(batch), torch.from_numpy(np.array(batch.loss_weight)).to(self._device)
@@ -162,7 +164,7 @@ class FlowVLA:
         rows = torch.full((len(batch),), NULL)
         if batch.advantage_indicator is not None:
             rows = indicator_rows(batch.advantage_indicator, len(batch))
-            rows = drop_out(rows, settings.indicator_dropout, generator)
+            rows = drop_out(rows, settings.indicator_dropout, generator, batch.share)
         inputs = self._inputs(images, batch.state, batch.instruction, rows.tolist())
         valid = weight > 0
         hidden = None if (batch.loss_weight > 0).all() else valid
@@ -230,9 +232,13 @@ class FlowVLA:
 
     def _draw(self, batch: Batch, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Flow times [B, draws] and noise [B, draws, H, A]; u ** (1 / a) of a uniform u is Beta(a, 1)."""
-        shape, where = (len(batch), draws), generator.device
-        uniform = torch.rand(shape, generator=generator, device=where).to(self._device)
-        noise = torch.randn((*shape, *batch.action.shape[1:]), generator=generator, device=where).to(self._device)
+        where, count, action = generator.device, len(batch), batch.action.shape[1:]
+        uniform = draw_rows(
+            count, batch.share, lambda rows: torch.rand((rows, draws), generator=generator, device=where)
+        ).to(self._device)
+        noise = draw_rows(
+            count, batch.share, lambda rows: torch.randn((rows, draws, *action), generator=generator, device=where)
+        ).to(self._device)
         return 1 - uniform ** (1 / self.settings.time_power), noise
 
     def _inputs(

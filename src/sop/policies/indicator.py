@@ -17,7 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sop.core.experience import Share
 from sop.core.policy import Conditioning
+from sop.policies.draws import draw_rows
 
 NULL, NEGATIVE, POSITIVE = 0, 1, 2
 NUM_ROWS = 3
@@ -55,10 +57,15 @@ def indicator_rows(indicator: npt.NDArray[np.int8], count: int) -> Tensor:
     return torch.from_numpy(np.where(indicator > 0, POSITIVE, np.where(indicator < 0, NEGATIVE, NULL)))
 
 
-def drop_out(rows: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Rows [B] with each one set to NULL with probability `share`. One uniform draw per window, also at share 0."""
-    uniform = torch.rand(len(rows), generator=generator, device=generator.device).to(rows.device)
-    return rows.masked_fill(uniform < share, NULL)
+def drop_out(rows: Tensor, probability: float, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    """Rows [B] with each one set to NULL with this probability. One uniform draw per window, also at probability 0.
+
+    `share` is the batch's.
+    """
+    uniform = draw_rows(
+        len(rows), share, lambda count: torch.rand(count, generator=generator, device=generator.device)
+    ).to(rows.device)
+    return rows.masked_fill(uniform < probability, NULL)
 
 
 def sentences(template: str, instructions: Sequence[str], rows: Sequence[int]) -> list[str]:

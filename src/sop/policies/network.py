@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sop.core.embodiment import Embodiment
 from sop.policies.indicator import NULL
 from sop.policies.settings import Settings
-from sop.policies.transformer import ActionExpert, Backbone, PrefixCache
+from sop.policies.transformer import ActionExpert, Backbone, ExpertLayer, PrefixCache, PrefixLayer
 from sop.policies.vision import CameraEncoder
 
 
@@ -132,6 +132,19 @@ class FlowNetwork(nn.Module):
     def _modulations(self, steps: int, row: int, like: Tensor) -> tuple[Tensor, ...]:
         times = torch.arange(steps, device=like.device) / steps
         return self.expert.modulations(times, torch.full((steps,), row, device=like.device))
+
+
+def flow_blocks(module: nn.Module) -> list[nn.Module]:
+    """Blocks for sharding, inner ones first: every layer, and of an expert's layer what is used outside of its turn
+    (keys and values of the prefix, and the modulations, which are computed for all layers before the first)."""
+    blocks: list[nn.Module] = []
+    for part in module.modules():
+        if isinstance(part, ExpertLayer):
+            blocks += [part.prefix_key_value, part.modulation]
+            blocks += [] if part.indicator is None else [part.indicator]
+        if isinstance(part, ExpertLayer | PrefixLayer):
+            blocks.append(part)
+    return blocks
 
 
 def _module_name(camera: str) -> str:

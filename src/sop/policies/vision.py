@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from sop.core.experience import Share
+from sop.policies.draws import draw_rows
 from sop.policies.settings import Settings
 
 _KERNELS = (5, 3, 3)
@@ -103,14 +105,19 @@ def pooling_matrix(height: int, width: int, grid: int) -> Tensor:
     return cells.flatten(1).T.contiguous()
 
 
-def random_shift(images: npt.NDArray[np.uint8], largest: int, generator: torch.Generator) -> npt.NDArray[np.uint8]:
+def random_shift(
+    images: npt.NDArray[np.uint8], largest: int, generator: torch.Generator, share: Share | None = None
+) -> npt.NDArray[np.uint8]:
     """Shift every image by its own random whole number of pixels per axis; border pixels are repeated.
 
     The augmentation of DrQ (Yarats et al. 2021): pad by `largest`, crop at random. [N, h, w, 3] -> a new array
-    of the same shape.
+    of the same shape. `share` is the batch's.
     """
     count, height, width, _ = images.shape
-    corner = torch.randint(2 * largest + 1, (count, 2), generator=generator, device=generator.device).tolist()
+    where = generator.device
+    corner = draw_rows(
+        count, share, lambda rows: torch.randint(2 * largest + 1, (rows, 2), generator=generator, device=where)
+    ).tolist()
     padding = ((0, 0), (largest, largest), (largest, largest), (0, 0))
     padded = np.pad(images, padding, mode="edge")
     shifted = np.empty_like(images)

@@ -15,7 +15,7 @@ import torch
 
 from sop.core.embodiment import Observation
 from sop.core.errors import PolicyRefused
-from sop.core.experience import Batch, Windows
+from sop.core.experience import Batch, Windows, rows_of
 from sop.core.policy import Conditioning, PolicySpec
 from sop.policies.base import ConditionedPolicy, TrainablePolicy
 from sop.testing.contracts import require, require_equal, require_raises
@@ -126,6 +126,19 @@ def a_window_has_its_own_loss(make_policy: MakePolicy) -> None:
             replaced.images[camera][row] = images[row]
         changed = np.flatnonzero(_losses_and_gradient(policy, replaced)[0] != original).tolist()
         require_equal(changed, [row], "windows whose loss changed")
+
+
+def parts_of_a_batch_have_the_losses_of_the_whole(make_policy: MakePolicy) -> None:
+    """Whoever computes a window draws the same for it (`Batch.share`), and leaves the generator in the same state."""
+    policy, generators = make_policy(), [torch.Generator().manual_seed(3) for _ in range(3)]
+    batch = sample_batch(policy.spec)
+    whole = policy.loss(batch, generators[0]).detach()
+    parts = [
+        policy.loss(rows_of(batch, *rows), one) for rows, one in zip(((0, 1), (1, 4)), generators[1:], strict=True)
+    ]
+    np.testing.assert_allclose(torch.cat(parts).detach().numpy(), whole.numpy(), rtol=0.05, atol=0.01)
+    states = [one.get_state() for one in generators]
+    require(all(torch.equal(one, states[0]) for one in states), "a part leaves the generator in another state")
 
 
 def a_chunk_is_a_finite_plan(make_policy: MakePolicy) -> None:
@@ -312,7 +325,7 @@ POLICY_RULES = (
 )
 """What every trainable policy keeps."""
 
-PER_WINDOW_RULES = (a_window_has_its_own_loss,)
+PER_WINDOW_RULES = (a_window_has_its_own_loss, parts_of_a_batch_have_the_losses_of_the_whole)
 """What a policy with a loss of its own per window keeps."""
 
 CONDITIONED_RULES = (
