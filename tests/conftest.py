@@ -35,6 +35,6 @@ def finished_base(recorded_run: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A plain S3 server whose administrator is `s3_server.environment`; use a prefix of your own in the bucket `tests`."""
+    """A plain S3 server whose administrator is `s3_server.environment`; take a prefix of your own in bucket `tests`."""
     with S3Server(tmp_path_factory.mktemp("s3")) as server:
         yield server

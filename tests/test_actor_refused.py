@@ -95,16 +95,20 @@ def test_what_a_refusing_bus_does_not_announce_is_in_the_store_all_the_same(tmp_
     assert spool.pending() == []
 
 
-def test_a_put_whose_answer_was_lost_counts_where_a_robot_may_write_but_not_read(tmp_path: Path) -> None:
+def test_a_put_whose_answer_was_lost_counts_only_when_its_bytes_are_read_back(tmp_path: Path) -> None:
     spool = EpisodeSpool(tmp_path, "episodes", "robot-0")
     key = str(spool.commit(make_episode()))
     store = MemoryStore(before=refuse(only="get"))
     store.put(key, spool.read(key))
     bus = MemoryBus()
-    assert Uploader(spool, store, bus, FakeClock()).upload_pending() == 1
+    uploader = Uploader(spool, store, bus, FakeClock())
+    with pytest.raises(Forbidden):
+        uploader.upload_pending()
+    assert spool.pending() == [key], "a store that says `taken` and shows nothing has nothing"
+    store.before = refuse(lambda: True)
+    assert uploader.upload_pending() == 1
     assert spool.pending() == []
     assert len(bus.poll(TOPIC_EPISODES, None, 0)) == 1
-    store.before = refuse(lambda: True)
     assert content_hash(store.get(key)) == EpisodeKey.parse(key).episode_id
 
 

