@@ -195,7 +195,7 @@ def _prepared(run: Run, parts: LearnerParts) -> list[IngestedEpisode]:
     episodes = parts.ingest.take(_before_fleet(run))
     for episode in episodes:
         parts.payloads.put(str(episode.key), episode.encoded)
-    library = StoreLibrary((str(episode.key) for episode in episodes), parts.payloads)
+    library = StoreLibrary((str(episode.key) for episode in episodes if not episode.flags), parts.payloads)
     # One that is in parts cannot be read; this one has the same weights.
     policy = parts.policy if parts.lead.whole_weights else make_learner_policy(run)[0]
     parts.algorithm.prepare(library, policy)

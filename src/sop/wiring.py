@@ -186,7 +186,7 @@ def assemble(
         optimization=optimization,
         index=index,
         payloads=payloads,
-        library=IndexLibrary(index, payloads),
+        library=IndexLibrary(index, payloads, places.ingest.flagged),
         ingest=places.ingest,
         sampler=sampler,
         loader=loader,

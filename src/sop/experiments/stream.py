@@ -108,6 +108,7 @@ class Replay:
     """
 
     num_quarantined = 0
+    flagged: frozenset[str] = frozenset()
 
     def __init__(self, keys: Sequence[str], load: Callable[[str], IngestedEpisode], steps_per_episode: int) -> None:
         if steps_per_episode < 1:

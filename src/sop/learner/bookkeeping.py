@@ -223,13 +223,16 @@ class Bookkeeping:
             num_interventions=len(encoded.interventions),
             policy_version=encoded.policy_version,
             outcome=encoded.outcome,
-            start_runs=tuple(start_runs(labels, self._horizon)),
+            start_runs=() if episode.flags else tuple(start_runs(labels, self._horizon)),
             end_utc_ns=encoded.header.end_utc_ns,
             indexed_utc_ns=time.time_ns(),
         )
 
     def _note(self, episode: IngestedEpisode) -> None:
-        """The algorithm takes note of an episode that has a row; what it computed goes to the store."""
+        """The algorithm takes note of an episode that has a row; what it computed goes to the store. What screening
+        has flagged is stored and counted, and nobody learns from it."""
+        if episode.flags:
+            return
         self._algorithm.indexed(episode.encoded, episode.source)
         if from_lab(str(episode.key)) and episode.encoded.policy_version is None:
             return
