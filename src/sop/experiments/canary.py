@@ -161,7 +161,8 @@ class _Lab:
         return result | _told(trial) | {"cpu_s": round(time.process_time() - began, 1)}
 
     def promotions(self) -> dict[str, Any]:
-        """Good policies, one after the other (blocking)."""
+        """Good policies, one after the other, every other one equal to the stable one (blocking). A policy that was
+        trained further and loses the margin on some task of its pool is not good and is left out, before any trial."""
         plan = self._plan
         further = range(max(FAULTS) + 1, max(FAULTS) + 1 + len(plan.further_steps))
         pools = [
@@ -170,9 +171,12 @@ class _Lab:
               for version in further),
         ]  # fmt: skip
         kinds = ["equal", *(f"{steps} steps further" for steps in plan.further_steps)]
+        good = [
+            kind for kind, pool in enumerate(pools) if kind and _loses(self._pool, pool) < plan.settings.limits.margin
+        ]
         told = []
         for number in range(plan.promotions):
-            kind = 0 if number % 2 == 0 else 1 + number // 2 % len(further)
+            kind = good[number // 2 % len(good)] if number % 2 and good else 0
             stable, candidate = 2 * number, 2 * number + 1
             fleet = PooledFleet(TASKS, {stable: self._pool, candidate: pools[kind]}, START_UTC_NS, plan.seed + number)
             canary = self._controller(self._pooled, self._pooled_store, fleet)
@@ -183,7 +187,11 @@ class _Lab:
             )
             told.append({"kind": kinds[kind], **_told(trial)})
         rates = {kind: dict(pool.rates) for kind, pool in zip(kinds, pools, strict=True)}
-        return {"trials": told, "pools": rates}
+        return {
+            "trials": told,
+            "pools": rates,
+            "left_out": [kinds[kind] for kind in range(1, len(pools)) if kind not in good],
+        }
 
     def _controller(self, channel: SignedChannel, store: Any, episodes: Any) -> Canary:
         names = [f"robot-{number:02d}" for number in range(self._plan.robots)]
@@ -234,3 +242,8 @@ def _told(trial: Trial) -> dict[str, Any]:
     told = asdict(trial) | {"robots": len(trial.robots)}
     share = trial.control_failures / max(1, trial.control_episodes)
     return told | {"failures_beyond_control": round(trial.failures - share * trial.episodes, 1)}
+
+
+def _loses(stable: Pool, candidate: Pool) -> float:
+    """Success that the candidate loses on its worst task: exact, for these pools are what is drawn from."""
+    return round(max(rate - candidate.rates[task] for task, rate in stable.rates.items()), 6)
