@@ -12,7 +12,7 @@ demo: setup            ## seven minutes: a fleet of four simulated robots goes f
 	$(BIN)/sop run metaworld --name demo-seed$(SEED) --seed $(SEED) --again $(ARGS)
 
 test: setup            ## everything: unit, contract, simulator and end-to-end tests
-	$(BIN)/python -m pytest
+	@scripts/run_tests.sh $(BIN)/python
 
 check: setup           ## lint, types, fast tests
 	$(BIN)/ruff check .

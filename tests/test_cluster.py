@@ -34,6 +34,13 @@ def wait_until(condition: Callable[[], object]) -> None:
         assert time.monotonic() < deadline
 
 
+def listens(pid: int) -> bool:
+    """Whether a process has said what it does when it is asked to finish."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def test_jobs_end_with_their_codes_and_what_they_say_arrives(spawn: Spawn, tmp_path: Path) -> None:
     good, bad = job(tmp_path, "good", "--help"), job(tmp_path, "bad", "actor", "nowhere", "--id", "x")
     processes = [spawn(good), spawn(bad)]
@@ -55,12 +62,13 @@ def test_a_robot_whose_machine_is_lost_starts_again_and_then_finishes_when_asked
     os.kill(host, signal.SIGKILL)
     wait_until(lambda: first.poll() is not None)
     assert first.poll() == LOST
+    wait_until(lambda: not Path(f"/proc/{first.pid}").exists())  # a job ends with its machine, and lets its spool go
     children.watch()
     assert notes == [f"robot-0 died (code {LOST}) and was started again"]
     second = children._children["robot-0"].process
     wait_until(lambda: second.poll() is not None or second.pid)
     assert second.pid != first.pid
-    wait_until(lambda: not Path(f"/proc/{first.pid}").exists())  # a job ends with its machine
+    wait_until(lambda: listens(second.pid))
     second.terminate()
     assert second.wait(PATIENCE_S) == 0
 

@@ -16,7 +16,7 @@ def test_twenty_robot_minutes_under_fire_lose_nothing(tmp_path: Path, capsys: py
     summary = json.loads((tmp_path / "soak" / "summary.json").read_text())
     assert summary["robot_hours"] >= 1 / 3
     assert summary["broken"] == []
-    assert summary["history"]["recorded"] == summary["history"]["readable"] - 18  # the lab's
+    assert summary["history"]["recorded"] == summary["history"]["readable"] > 0
     assert summary["strikes"]
     assert "Every promise was kept." in said
 

@@ -58,9 +58,9 @@ def table(summary: Mapping[str, Any]) -> str:
     told = summary["promotions"]
     found = told["episodes"]
     good = (
-        f"{len(told['trials'])} good promotions: {told['promoted']} promoted, {told['undecided']} withdrawn "
-        f"undecided, {told['false_rollbacks']} false rollbacks; episodes of the candidate per promotion: median {found['median']:g}, {found['least']:g} to "
-        f"{found['most']:g}."
+        f"{len(told['trials'])} good promotions: {told['promoted']} promoted, {told['undecided']} withdrawn undecided, "
+        f"{told['false_rollbacks']} false rollbacks; episodes of the candidate per promotion: median "
+        f"{found['median']:g}, {found['least']:g} to {found['most']:g}. Left out: {', '.join(told['left_out']) or '-'}."
     )
     stable = ", ".join(f"{task} {100 * rate:.1f} %" for task, rate in summary["stable"].items())
     required = ", ".join(f"{name}: {'yes' if met else 'NO'}" for name, met in summary["requirements"].items())
