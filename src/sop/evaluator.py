@@ -16,7 +16,7 @@ from threading import Event
 
 import torch
 
-from sop.broadcast import fetch_manifest, fetch_policy, published_versions
+from sop.broadcast import fetch_manifest, published_versions
 from sop.core import layout
 from sop.core.errors import AlreadyExists, NotFound, RunError, StoreUnavailable
 from sop.core.evaluation import EvaluationResult
@@ -26,6 +26,7 @@ from sop.policies import make_policy
 from sop.processes import Job, Process, Spawn, spawn_here
 from sop.robots import make_robot
 from sop.runs import Run
+from sop.vouched import fetch_vouched
 
 _log = logging.getLogger(__name__)
 PROGRESS_SEED_OFFSET = 2**20
@@ -128,7 +129,7 @@ def evaluate_part(run: Run, request: Request, part: int, parts: int) -> Evaluati
     published, online, version = None, 0, None
     driver: Driver = ExpertDriver(robot)
     if request.name != "expert":
-        manifest, weights = fetch_policy(run.store, request.version)
+        manifest, weights = fetch_vouched(run, request.version)
         policy = make_policy(manifest.spec)
         policy.load(weights, request.version)
         driver = PolicyDriver(robot, policy, request.conditioning or manifest.conditioning)

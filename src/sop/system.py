@@ -46,7 +46,7 @@ import torch
 from sop.actor import Actor, ActorReporter, SpoolWriter, StepJournal, Uploader
 from sop.actor.exploration import make_exploration
 from sop.algorithms import Algorithm, make_algorithm
-from sop.broadcast import fetch_policy, published_versions
+from sop.broadcast import published_versions
 from sop.buffer import (
     Ingest,
     IngestedEpisode,
@@ -71,6 +71,7 @@ from sop.policies import TrainablePolicy, compute_normalization, conditioned, ma
 from sop.robot_wiring import ActorOptions, actor_settings, close_uploader, open_gate, open_spool, open_subscriber
 from sop.robots import make_robot
 from sop.runs import Run
+from sop.vouched import fetch_vouched
 from sop.wiring import choose_device, follower_parts, learner_parts
 
 __all__ = ["ActorOptions", "run_actor", "run_learner", "run_pretraining", "run_warmup"]
@@ -150,7 +151,7 @@ def _lead(run: Run, parts: LearnerParts, stop: Event) -> None:
         learner.restore(checkpoint)
     del checkpoint  # a copy of all weights and of the index
     if gate is not None:
-        base = learner.weights() | dict(fetch_policy(run.store, parts.publisher.last_published or 0)[1])
+        base = learner.weights() | dict(fetch_vouched(run, parts.publisher.last_published or 0)[1])
         gate.start_from(base)
     parts.ingest.start()
     learner.run(stop)
@@ -250,7 +251,7 @@ def make_learner_policy(run: Run) -> tuple[TrainablePolicy, Algorithm]:
         NotFound: no base policy is published yet.
         ValueError: the algorithm changes the policy's tensors in a way that cannot be published.
     """
-    manifest, weights = fetch_policy(run.store, 0)
+    manifest, weights = fetch_vouched(run, 0)
     policy = make_policy(manifest.spec, seed=run.config.seed)
     policy.load(weights, 0)
     settings = run.config.algorithm_settings
