@@ -139,7 +139,7 @@ def test_episode_survives_or_is_absent_when_power_fails(tmp_path: Path, monkeypa
     with monkeypatch.context() as patched, pytest.raises(PowerLossError):
         if dies_at == "write":
             (tmp_path / "half.arrow.part").write_bytes(b"half")
-            patched.setattr(spool_module, "_write_durably", die)
+            patched.setattr(spool_module, "write_durably", die)
         elif dies_at == "fsync":
             patched.setattr(spool_module.os, "fsync", die)
         elif dies_at == "rename":
@@ -181,7 +181,7 @@ def test_a_full_disk_refuses_and_keeps_what_waits(tmp_path: Path, monkeypatch) -
         raise OSError(errno.ENOSPC, "no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr(spool_module, "_write_durably", no_room)
+        patched.setattr(spool_module, "write_durably", no_room)
         with pytest.raises(SpoolFull, match="free some room"):
             spool.commit(make_episode(sequence=1))
     assert len(spool.pending()) == 1

@@ -115,7 +115,7 @@ if sys.argv[2] == "half written":
 elif sys.argv[2] == "before the link":
     directory._link = stop_here
 elif sys.argv[2] == "after the link":
-    directory._fsync_folder = lambda folder, real=directory._fsync_folder: (
+    directory.sync_path = lambda folder, real=directory.sync_path: (
         stop_here() if (folder / "key").exists() else real(folder))
 store.put("a/key", b"x" * 300_000)
 """

@@ -22,8 +22,8 @@ from sop.policies import check_policy
 from sop.presets import FROM_PEOPLE, config_from_dict, config_to_dict
 from sop.robots import make_robot
 from sop.transport import EventBus, ObjectStore, open_bus, open_store, own_identity, probe
+from sop.transport.durable import write_durably
 from sop.trust import SigningKey
-from sop.trust.memory import write_durably
 
 STATUS_KEEP_S = 600.0
 """Seconds after which the bus forgets signs of life."""

@@ -4,25 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from hostile_examples import RUN
 from sop.actor import EpisodeSpool, Uploader
 from sop.buffer import Ingest
 from sop.core.errors import StoreUnavailable
 from sop.core.events import TOPIC_EPISODES
-from sop.core.run import RunManifest
 from sop.testing.clock import FakeClock
-from sop.testing.episodes import TOY_BODY, make_episode
+from sop.testing.episodes import make_episode
 from sop.testing.memory import MemoryBus, MemoryStore
 from sop.transport import open_bus
 
-RUN = RunManifest(
-    name="test",
-    created_utc_ns=0,
-    embodiment=TOY_BODY,
-    instructions={"push": ("push the block",)},
-    fleet_tasks=("push",),
-    held_out_tasks=(),
-    config={},
-)
 DAY_EPISODES = 48
 """A day of a robot that works at half-hour jobs."""
 

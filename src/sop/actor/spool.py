@@ -22,6 +22,7 @@ from sop.core.codec import content_hash, encode
 from sop.core.episode import Episode
 from sop.core.errors import InvalidRecord, RunError, SopError
 from sop.core.layout import EpisodeKey
+from sop.transport.durable import write_durably
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class EpisodeSpool:
         path = self._path(str(key))
         try:
             with self._lock:  # an episode is not sent before the journal knows it
-                _write_durably(path, data)
+                write_durably(path, data)
                 os.utime(path)  # durable since now: `spooled_utc_ns`
                 self._append_journal(str(key))
         except OSError as error:
@@ -183,7 +184,7 @@ class EpisodeSpool:
         text = self._journal.read_text() if self._journal.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            _write_durably(self._journal, whole.encode())
+            write_durably(self._journal, whole.encode())
         known = set(whole.split("\n"))
         for key in self.pending():
             if key not in known:
@@ -253,18 +254,3 @@ class SpoolWriter:
                 self.full = ""
                 self._on_commit(key)
                 return
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: the name appears with all of its bytes or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

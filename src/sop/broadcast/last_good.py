@@ -28,8 +28,8 @@ from sop.core import layout
 from sop.core.channel import PolicyRef
 from sop.core.codec import content_hash
 from sop.core.errors import InvalidRecord, PolicyRefused, RunError
+from sop.transport.durable import sync_path, write_durably
 from sop.trust.envelope import MAX_ENVELOPE_BYTES
-from sop.trust.memory import sync_path, write_durably
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"(?P<turn>\d{8})-(?P<version>\d{8})-(?P<hash>[0-9a-f]{32})")

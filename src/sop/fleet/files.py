@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sop.core.errors import RunError
+from sop.transport.durable import sync_path
 
 SECRET = 0o600
 PUBLIC = 0o644
@@ -35,7 +36,7 @@ def write_file(path: Path, data: bytes, mode: int = SECRET) -> None:
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         part.replace(path)
-        sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error}") from error
     finally:
@@ -58,15 +59,6 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def make_private(folder: Path) -> None:
     """Make a folder that only its owner can enter; parents are made as usual.
 
@@ -76,7 +68,7 @@ def make_private(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
-        sync_folder(folder.parent)
+        sync_path(folder.parent)
     except OSError as error:
         raise RunError(f"{folder} cannot be made: {error}") from error
 

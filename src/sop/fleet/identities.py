@@ -12,8 +12,9 @@ import nkeys
 
 from sop.core.errors import RunError
 from sop.fleet.authority import Authority, Certificate, make_key, private_pem
-from sop.fleet.files import PUBLIC, make_private, sync_folder, write_file
+from sop.fleet.files import PUBLIC, make_private, write_file
 from sop.fleet.register import Register
+from sop.transport.durable import sync_path
 from sop.transport.identity import FILE, IdentityRecord
 from sop.trust import PublicKey, SigningKey
 
@@ -132,6 +133,6 @@ def hand_out(part: Path, folder: Path) -> None:
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
-        sync_folder(folder.parent)
+        sync_path(folder.parent)
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error}") from error

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sop.core.errors import AlreadyExists, NotFound, StoreUnavailable
 from sop.transport.base import Data, check_folder, check_key, check_prefix, parts_of, resolve_span
+from sop.transport.durable import sync_path
 
 TEMP_FOLDER = ".tmp"
 """Begins with a dot, so it can never be part of a key."""
@@ -54,8 +55,8 @@ class DirectoryStore:
         with _store_errors("open the store", self.root):
             (self.root / TEMP_FOLDER).mkdir(parents=True, exist_ok=True)
             self.root = self.root.resolve()
-            _fsync_folder(self.root)
-            _fsync_folder(self.root.parent)
+            sync_path(self.root)
+            sync_path(self.root.parent)
             _collect_left_overs(self.root / TEMP_FOLDER, clock() - TEMP_MAX_AGE_S)
         self._durable_folders = {self.root}
 
@@ -75,7 +76,7 @@ class DirectoryStore:
                         os.fsync(file.fileno())
                 _link(temp, path, key)
                 if durable:
-                    _fsync_folder(path.parent)
+                    sync_path(path.parent)
             finally:
                 temp.unlink(missing_ok=True)
 
@@ -192,7 +193,7 @@ class DirectoryStore:
         if not stat.S_ISDIR(mode):
             raise NotADirectoryError(errno.ENOTDIR, "a folder of the key is a symbolic link or a special file")
         if durable:
-            _fsync_folder(folder.parent)
+            sync_path(folder.parent)
             self._durable_folders.add(folder)
 
     def _check_links(self, folder: Path) -> None:
@@ -231,14 +232,6 @@ def _read_range(descriptor: int, start: int, end: int) -> bytes:
         parts.append(part)
         start += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _collect_left_overs(folder: Path, before_s: float) -> None:

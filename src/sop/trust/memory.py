@@ -9,7 +9,6 @@ accepts nothing new until a person looks, because forgetting silently is what an
 is that person's way to start again from `trust.json`.
 """
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import msgspec
 from sop.core.channel import PolicyRef, PolicyStatement
 from sop.core.codec import content_hash
 from sop.core.errors import RunError
+from sop.transport.durable import write_durably
 
 MAX_MEMORY_BYTES = 8 << 20
 """A trust root, one state per channel, KEPT policies: a larger file is damaged."""
@@ -127,34 +127,6 @@ class TrustMemory:
             self._unwritten = ""
         except OSError as error:
             self._unwritten = f"{self._path} cannot be written ({error}): nothing new is accepted until it can"
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: the file has its new bytes or its old ones, power cut or not.
-
-    Raises:
-        OSError: no room, no permission; the old bytes stay.
-    """
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_path(path.parent)
-
-
-def sync_path(path: Path) -> None:
-    """Make the names in a folder, or the bytes of a file, survive a power cut.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _decode(data: bytes) -> Memory:
