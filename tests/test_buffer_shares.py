@@ -1,5 +1,6 @@
 """One robot's share of a batch is capped, exactly and in every batch; its flood waits in the store."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -188,3 +189,19 @@ def test_a_flood_waits_in_the_store_while_the_others_get_in() -> None:
     assert [str(episode.key) for episode in ingest.drain()] == keys["robot-0"][9:]
     rebuilt = Ingest(store, MemoryBus(), RUN, speedup=0.01)
     assert len(list(rebuilt.everything())) == 33
+
+
+def test_what_is_kept_of_an_episode_is_small_when_they_come_one_by_one_and_no_cap_binds() -> None:
+    """A learner that runs for weeks: millions of episodes, none of which is asked for by its actor."""
+    rows = [row(number, f"robot-{number % 2}", [(0, 20)]) for number in range(12_000)]
+    index = index_of(rows[:4_000])
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for one in rows[4_000:]:
+            index.add(one)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / 8_000 < 250, "bytes per episode"
+    assert len(index) == 12_000

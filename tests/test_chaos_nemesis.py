@@ -14,6 +14,7 @@ from sop.chaos import nemesis, storage
 from sop.chaos.nemesis import NEMESES, available
 from sop.chaos.target import ACTOR, EVALUATOR, LEARNER, Target, Victim
 from sop.core import layout
+from sop.core.errors import StoreUnavailable
 from sop.core.events import TOPIC_EPISODES
 from sop.core.run import RunManifest
 from sop.presets import make_config
@@ -59,8 +60,10 @@ def with_learner(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     @contextmanager
     def asleep(self: Target, role: str) -> Iterator[bool]:
         log.append("sleeps")
-        yield True
-        log.append("wakes")
+        try:
+            yield True
+        finally:
+            log.append("wakes")
 
     monkeypatch.setattr(Target, "asleep", asleep)
     monkeypatch.setattr(Target, "victims", lambda self, role: [Victim(role, "x", 0, 99.0)])
@@ -184,6 +187,22 @@ def test_announcements_vanish_while_the_learner_sleeps(
     assert "announcements were lost" in nemesis.events_lost(target, RNG)
     assert [event for _, event in bus.poll(TOPIC_EPISODES, None, 0)] == [b"old"]
     bus.close()
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_bus_that_was_taken_away_cannot_lose_announcements_and_that_is_said(
+    target: Target, monkeypatch: pytest.MonkeyPatch, left: bytes | None
+) -> None:
+    log = with_learner(target, monkeypatch)
+    open_bus(target.run.bus_url).close()
+    nemesis.bus_wiped(target, RNG)
+    assert target.bus_file is not None
+    if left is not None:
+        target.bus_file.write_bytes(left)
+    with pytest.raises(StoreUnavailable, match="cannot be written"):
+        nemesis.events_lost(target, RNG)
+    assert log == ["sleeps", "wakes"]
+    assert target.bus_file.exists() == (left is not None), "a nemesis makes no bus"
 
 
 @pytest.mark.parametrize(("strike", "first"), [(nemesis.slow, "delay"), (nemesis.cut, "cut")])

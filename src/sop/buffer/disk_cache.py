@@ -42,7 +42,8 @@ class DiskCache:
         self.folder = folder
         self._max_bytes = max_bytes
         self._sizes: OrderedDict[str, int] = OrderedDict()
-        self._checked: set[str] = set()
+        self._unchecked: set[str] = set()
+        """Files that an earlier process left: hashed before their first use."""
         self._held: Counter[str] = Counter()
         self._lock = Lock()
         self._numbers = itertools.count()
@@ -72,14 +73,14 @@ class DiskCache:
         path = self._file(object_id)
         try:
             with _disk_errors("read", path):
-                if object_id not in self._checked and _hash(path) != object_id:
+                if object_id in self._unchecked and _hash(path) != object_id:
                     self._forget(object_id)
                     return None
                 os.utime(path)
         except FileNotFoundError:  # somebody cleared the folder
             self._forget(object_id)
             return None
-        self._checked.add(object_id)
+        self._unchecked.discard(object_id)
         return path
 
     def put(self, object_id: str, data: bytes | memoryview) -> Path:
@@ -102,7 +103,7 @@ class DiskCache:
             self.num_bytes += len(data) - self._sizes.get(object_id, 0)
             self._sizes[object_id] = len(data)
             self._sizes.move_to_end(object_id)
-            self._checked.add(object_id)
+            self._unchecked.discard(object_id)
             self._shrink()
         return path
 
@@ -133,6 +134,7 @@ class DiskCache:
                     facts = entry.stat(follow_symlinks=False)
                     found.append((facts.st_mtime_ns, whole["id"], facts.st_size))
         self._sizes.update((object_id, size) for _, object_id, size in sorted(found))
+        self._unchecked.update(self._sizes)
 
     def _shrink(self) -> None:
         """Remove what was not used for longest until the bound is kept. The lock is held."""
@@ -149,7 +151,7 @@ class DiskCache:
 
     def _remove(self, object_id: str) -> None:
         self.num_bytes -= self._sizes.pop(object_id)
-        self._checked.discard(object_id)
+        self._unchecked.discard(object_id)
         with _disk_errors("delete", self._file(object_id)):
             self._file(object_id).unlink(missing_ok=True)
 

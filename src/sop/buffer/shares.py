@@ -3,7 +3,8 @@
     cell (task, buffer)    ranks 0 ... num_starts, in the order of the episodes
     actor a                its episodes as pieces of these ranks: own start k -> the piece that holds it -> rank
 
-24 bytes per episode that has window starts. Nothing is looked at unless a cap binds.
+24 bytes per episode that has window starts. Nothing is looked at unless a cap binds, and pieces are made of many
+episodes at a time.
 """
 
 from typing import Any
@@ -16,6 +17,10 @@ from sop.buffer.columns import Columns
 Ints = npt.NDArray[np.int64]
 
 
+MAX_WAITING = 256
+"""Additions that may wait to be made into pieces: one that waits costs about 500 bytes."""
+
+
 class CellActors:
     """The actors of one cell, by their numbers in the index. Not thread-safe."""
 
@@ -23,7 +28,7 @@ class CellActors:
         self._starts: Ints = np.zeros(0, np.int64)
         self._pieces: dict[int, Columns] = {}
         self._waiting: list[tuple[npt.NDArray[Any], Ints, Ints]] = []
-        """Episodes whose pieces are not made yet: they are made when somebody asks for ranks."""
+        """Episodes whose pieces are not made yet: they are when somebody asks for ranks, or many wait."""
 
     @property
     def starts(self) -> Ints:
@@ -44,6 +49,8 @@ class CellActors:
         added[: len(self._starts)] += self._starts
         self._starts = added
         self._waiting.append((actors, begin, count))
+        if len(self._waiting) >= MAX_WAITING:
+            self._make_pieces()
 
     def ranks(self, actor: int, own: Ints) -> Ints:
         """Ranks in the cell of some starts of an actor, each in [0, starts[actor])."""

@@ -16,12 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sop.chaos.storage import disk_full, flip, next_episode, power_cut, small_disks, store_away, truncate
 from sop.chaos.target import ACTOR, EVALUATOR, LEARNER, Target
+from sop.core.errors import StoreUnavailable
 from sop.core.events import TOPIC_EPISODES, TOPIC_POLICIES
 from sop.places import find_place
 
@@ -95,10 +96,12 @@ def events_again(target: Target, rng: random.Random) -> str:
 
 @contextmanager
 def _database(target: Target) -> Iterator[Callable[..., int]]:
-    """The bus's file: runs a statement; gives the number that it selects, or how many rows it changed."""
-    import sqlite3
+    """The bus's file: runs a statement; gives the number that it selects, or how many rows it changed.
 
-    connection = sqlite3.connect(str(target.bus_file), timeout=10, isolation_level=None)
+    Raises:
+        StoreUnavailable: there is no such file, or no bus in it: another nemesis has taken it away.
+    """
+    import sqlite3
 
     def execute(statement: str, *values: object) -> int:
         cursor = connection.execute(statement, values)
@@ -106,9 +109,12 @@ def _database(target: Target) -> Iterator[Callable[..., int]]:
         return int(row[0])
 
     try:
-        yield execute
-    finally:
-        connection.close()
+        with closing(
+            sqlite3.connect(f"file:{target.bus_file}?mode=rw", 10, isolation_level=None, uri=True)
+        ) as connection:
+            yield execute
+    except sqlite3.OperationalError as error:
+        raise StoreUnavailable(f"the bus {target.bus_file} cannot be written: {error}") from error
 
 
 def slow(target: Target, rng: random.Random) -> str:
