@@ -2,11 +2,12 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from recovery_times import Recovery
 from sop.presets import make_config
 from sop.runs import Run, create_run, open_run
 from sop.system import ActorOptions, run_actor, run_pretraining
@@ -38,3 +39,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A plain S3 server whose administrator is `s3_server.environment`; take a prefix of your own in bucket `tests`."""
     with S3Server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture
+def recovery(record_property: Callable[[str, object], None]) -> Recovery:
+    """Measures how long the system takes to be whole again, for the table of faults."""
+    return Recovery(record_property)

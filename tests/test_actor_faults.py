@@ -17,6 +17,7 @@ import pytest
 
 import sop.actor.journal as journal_module
 from actor_examples import SPEC, Bench, CountingRobot, ScriptedOperator, policy
+from recovery_times import Recovery
 from sop.actor import EpisodeSpool, StepJournal, recover_interrupted
 from sop.actor.limits import ElementLimits, RobotLimits
 from sop.actor.recorder import EpisodeRecorder
@@ -144,7 +145,7 @@ def test_steps_of_another_robot_are_kept_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fault_1_an_actor_killed_in_mid_episode_leaves_its_steps(tmp_path: Path) -> None:
+def test_fault_1_an_actor_killed_in_mid_episode_leaves_its_steps(tmp_path: Path, recovery: Recovery) -> None:
     """kill -9 in the 30th step of a real process: at most the steps in the queue are missing."""
     code = (
         "import os, sys, signal; from pathlib import Path; from actor_examples import *; from sop.actor import *\n"
@@ -159,9 +160,11 @@ def test_fault_1_an_actor_killed_in_mid_episode_leaves_its_steps(tmp_path: Path)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=False)
     assert result.returncode == -9
+    recovery.fault_is_over()
     spool = reopened(tmp_path)
     assert spool.next_sequence() == 0
     recover_interrupted(spool, TOY_BODY)
+    recovery.whole("the episode is among those to be sent")
     episode = decode(spool.read(spool.pending()[0]))
     assert (episode.outcome, episode.num_steps) == (Outcome.ABORTED, 29)
     assert episode.state[:, 0].tolist() == list(range(29))
@@ -190,7 +193,7 @@ def test_an_actors_journal_is_gone_when_all_its_episodes_are_committed(tmp_path:
 
 
 def test_fault_5_when_the_spools_disk_is_full_the_robot_idles_and_goes_on_when_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recovery: Recovery
 ) -> None:
     """The episode that meets the full disk waits in memory; what is on disk is not touched; then all are there."""
     bench = Bench(tmp_path, CountingRobot(), ScriptedOperator(), policy=policy())
@@ -227,11 +230,13 @@ def test_fault_5_when_the_spools_disk_is_full_the_robot_idles_and_goes_on_when_t
     assert bench.spool.recorded() == kept
     assert "recording stops" in caplog.text
     full.clear()
+    recovery.fault_is_over()
     thread.join(20)
+    recovery.whole("the next episodes were recorded")
     assert [episode.sequence for episode in bench.finish()] == [0, 1, 2, 3, 4]
 
 
-def test_fault_46_a_policy_that_does_not_fit_the_memory_is_refused_and_the_old_one_acts_on(tmp_path: Path) -> None:
+def test_fault_46_a_policy_that_does_not_fit_the_memory_is_refused_and_the_old_one_acts_on(tmp_path, recovery) -> None:
     def too_large(weights: Any, version: int) -> None:
         raise MemoryError
 
@@ -242,10 +247,12 @@ def test_fault_46_a_policy_that_does_not_fit_the_memory_is_refused_and_the_old_o
             bench.policies.append(policy())
             bench.policies[0].load = too_large  # type: ignore[method-assign]
             bench.publish()
-            for _ in range(3000):
-                if 1 in subscriber.refusals:
-                    return
-                threading.Event().wait(0.01)
+            with subscriber._changed:
+                assert subscriber._changed.wait_for(lambda: 1 in subscriber.refusals, 30)
+        if step == 2 and len(bench.robot.actions) == 3:
+            recovery.fault_is_over()
+            bench.wait_until_staged(bench.publish())
+            recovery.whole("the next version was ready")
 
     bench = Bench(tmp_path, CountingRobot(on_step=on_step), ScriptedOperator(), policy=policy())
     episodes = bench.run()

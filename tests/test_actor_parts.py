@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import sop.actor.spool as spool_module
+from recovery_times import Recovery
 from sop.actor import ChunkPlayback, EpisodeRecorder, EpisodeSpool, SafetyGate, SpoolWriter, Uploader
 from sop.actor.lifecycle import ActorState, move
 from sop.actor.spool import SpoolFull
@@ -225,7 +226,9 @@ def test_the_uploader_stores_then_announces_then_forgets(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("dies_before", ["put", "publish", "mark"])
-def test_an_upload_killed_anywhere_ends_with_one_copy_and_one_event(tmp_path: Path, dies_before: str) -> None:
+def test_an_upload_killed_anywhere_ends_with_one_copy_and_one_event(
+    tmp_path: Path, dies_before: str, recovery: Recovery
+) -> None:
     spool = EpisodeSpool(tmp_path, "episodes", "robot-0")
     key = str(spool.commit(make_episode()))
     store, bus = MemoryStore(), MemoryBus()
@@ -236,7 +239,9 @@ def test_an_upload_killed_anywhere_ends_with_one_copy_and_one_event(tmp_path: Pa
         uploader = Uploader(spool, store, bus, FakeClock())
         uploader.upload_pending()
         (tmp_path / key.rsplit("/", 1)[1]).write_bytes(data)
+    recovery.fault_is_over()
     Uploader(spool, store, bus, FakeClock()).upload_pending()
+    recovery.whole("it is sent, announced and forgotten")
     assert list(store.keys("")) == [key]
     assert content_hash(store.get(key)) == EpisodeKey.parse(key).episode_id
     assert len(bus.poll(TOPIC_EPISODES, None, 0)) == 1

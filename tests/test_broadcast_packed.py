@@ -9,6 +9,7 @@ import pytest
 
 from broadcast_examples import PATIENCE_S, FarStore, World, bytes_of, eventually, facts
 from broadcast_packed_examples import FROZEN, MakePublisher, forms, packed_publishers, run_of, trained, whole
+from recovery_times import Recovery
 from sop.broadcast import PolicyReader, Publisher, fetch_manifest, fetch_policy
 from sop.broadcast.manifest import HISTORY_VERSIONS, delta_key, keyframe_key
 from sop.core import layout
@@ -138,13 +139,15 @@ def test_skipped_versions_are_made_up_for_by_their_deltas_or_a_keyframe(make: Ma
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "cut", "long"])
-def test_a_broken_delta_is_gone_around_by_the_keyframe(damage: str, make: MakePublisher) -> None:
+def test_a_broken_delta_is_gone_around_by_the_keyframe(damage: str, make: MakePublisher, recovery: Recovery) -> None:
     store = MemoryStore()
     run_of(make(store), 6)
     reader = PolicyReader(store)
     reader.read(fetch_manifest(store, 3))
     _break(store, delta_key(4, 3), damage)
+    recovery.fault_is_over()
     read = reader.read(fetch_manifest(store, 5))
+    recovery.whole("it is read by another way")
     assert bytes_of(read.weights) == whole(5)
     before = read.weights["body"]
     assert not before.flags.writeable

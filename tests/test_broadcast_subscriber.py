@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from broadcast_examples import PATIENCE_S, Gate, World, bytes_of, eventually, facts, place, policy, weights
+from recovery_times import Recovery
 from sop.broadcast import Publisher
 from sop.broadcast.manifest import PolicyManifest
 from sop.core import layout
@@ -201,7 +202,9 @@ def test_an_unexpected_error_reaches_the_owner(world: World) -> None:
         subscriber.take()
 
 
-def test_a_publisher_that_breaks_anywhere_never_reaches_a_robot_with_half_a_policy(world: World) -> None:
+def test_a_publisher_that_breaks_anywhere_never_reaches_a_robot_with_half_a_policy(
+    world: World, recovery: Recovery
+) -> None:
     """Puts fail at every third call: what a robot stages is always whole, and the last whole policy arrives."""
     calls = iter(range(10_000))
 
@@ -217,11 +220,12 @@ def test_a_publisher_that_breaks_anywhere_never_reaches_a_robot_with_half_a_poli
         try:
             published[publisher.publish_now(weights(step), facts(step))] = step
         except StoreUnavailable:
-            continue
+            recovery.fault_is_over()
     publisher.close(PATIENCE_S)
     assert sorted(published) == [1, 3, 5, 7, 9, 11], "a manifest failed first, then tensors"
     eventually(subscriber, lambda: subscriber._current == max(published))
     staged = subscriber.wait_first(PATIENCE_S)
+    recovery.whole("a robot has the next whole one")
     assert bytes_of(staged.weights) == bytes_of(weights(published[max(published)]))
     assert subscriber.refusals == {}
 

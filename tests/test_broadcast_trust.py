@@ -17,6 +17,7 @@ from broadcast_examples import (
     policy,
     weights,
 )
+from recovery_times import Recovery
 from sop.actor import PinnedPolicy
 from sop.broadcast import Subscriber, prepare_with, publish_root
 from sop.core import layout
@@ -191,7 +192,7 @@ def test_a_learner_that_lost_its_lease_is_not_followed(fleet: Fleet) -> None:
     assert "published with lease 1, after lease 2 was taken" in refused(subscriber, 3)
 
 
-def test_when_nothing_fresh_comes_the_robot_says_since_when(fleet: Fleet) -> None:
+def test_when_nothing_fresh_comes_the_robot_says_since_when(fleet: Fleet, recovery: Recovery) -> None:
     """Fault 31: the store serves the same for ever."""
     fleet.publish_signed(1)
     subscriber = fleet.subscribe(vetting=fleet.vetting(), list_every_s=60.0)
@@ -205,9 +206,11 @@ def test_when_nothing_fresh_comes_the_robot_says_since_when(fleet: Fleet) -> Non
     eventually(subscriber, lambda: subscriber._distrust != "")
     assert subscriber.problem.startswith("nothing fresh has come since 2024-10-04 00:00 UTC: ")
     assert subscriber.must_leave == ""
+    recovery.fault_is_over()
     fleet.publish_signed(2, signature(2, issued_utc_ns=fleet.now_ns, expires_utc_ns=fleet.now_ns + DAY_NS))
     assert subscriber.wait_first(PATIENCE_S).version == 2
     eventually(subscriber, lambda: subscriber._distrust == "")
+    recovery.whole("the alarm has ended, after something fresh came")
 
 
 @pytest.mark.parametrize("days", [-1, 1])

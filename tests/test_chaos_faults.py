@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from recovery_times import Recovery
 from sop.chaos import drill
 from sop.chaos.drill import Result, as_json, as_markdown, as_text, check_faults, read_results
 from sop.chaos.fault import Fault
@@ -51,17 +52,21 @@ def test_pytest_finds_every_test_that_is_named() -> None:
 
 
 def test_the_page_has_the_rows_of_the_table() -> None:
-    """`sop chaos --list --markdown` makes them; how long a recovery took the last time is no matter."""
+    """`sop chaos --list --markdown` makes them, with the figures of the results that are kept beside the page."""
     page = (ROOT / "docs" / "reliability.md").read_text().splitlines()
-    for fault, row in zip(FAULTS, as_markdown({}).splitlines()[2:], strict=True):
+    for fault, row in zip(FAULTS, as_markdown(read_results(ROOT / "docs")).splitlines()[2:], strict=True):
         mine = [line for line in page if line.startswith(f"| {fault.number} | ")]
         assert len(mine) == 1, f"fault {fault.number} is {len(mine)} times in docs/reliability.md"
-        assert _without_measures(mine[0]) == row, "write it again with `sop chaos --list --markdown`"
+        assert mine[0] == row, "docs/faults.json is a copy of runs/chaos/faults.json; then `--list --markdown` again"
 
 
-def _without_measures(row: str) -> str:
-    before, found, after = row.partition(" (measured: ")
-    return before + after.partition(" s)")[2] if found else row
+def test_the_results_beside_the_page_are_of_every_fault_and_all_passed() -> None:
+    kept = read_results(ROOT / "docs")
+    assert {number: result.result for number, result in kept.items()} == {
+        fault.number: "passed" for fault in FAULTS if fault.tests
+    }
+    assert {result.recovery_clock for result in kept.values() if result.recovery_s is not None} == {"wall", "injected"}
+    assert all(result.recovery_until for result in kept.values() if result.recovery_s is not None)
 
 
 def test_the_list_says_number_test_and_last_result(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,10 +74,31 @@ def test_the_list_says_number_test_and_last_result(capsys: pytest.CaptureFixture
     rows = json.loads(capsys.readouterr().out)
     assert [row["number"] for row in rows] == list(range(1, 51))
     assert {"title", "required", "tests", "why_no_test", "command", "result", "recovery_s"} <= rows[0].keys()
-    last = Result(title=FAULTS[0].title, result="passed", recovery_s=1.5, utc="2026-11-23T00:00:00Z")
+    last = result_of(1.5, "wall")
     assert json.loads(as_json({1: last}))[0]["recovery_s"] == 1.5
+    assert json.loads(as_json({1: last}))[0]["recovery_until"] == "all is there"
     assert as_text({1: last}).startswith("  1  passed ")
-    assert "(measured: 1.5 s)" in as_markdown({1: last})
+
+
+def result_of(seconds: float, clock: str) -> Result:
+    return Result(
+        title=FAULTS[0].title, result="passed", recovery_s=seconds, recovery_clock=clock, recovery_until="all is there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clock", "words"),
+    [
+        (0.00042, "wall", "(measured: 0.42 ms until all is there)"),
+        (0.0321, "wall", "(measured: 32 ms until all is there)"),
+        (1.54, "wall", "(measured: 1.5 s until all is there)"),
+        (30.2, "injected", "(measured: 30 s until all is there, injected clock)"),
+        (123.4, "wall", "(measured: 123 s until all is there)"),
+    ],
+)
+def test_a_figure_says_until_what_and_whether_the_clock_was_the_walls(seconds: float, clock: str, words: str) -> None:
+    assert f"{FAULTS[0].recovery} {words} | " in as_markdown({1: result_of(seconds, clock)})
+    assert "(measured" not in as_markdown({1: Result(title="", result="passed")})
 
 
 THREE = (
@@ -91,12 +117,16 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_three.py").write_text(
         "import pytest\n"
-        "def test_good(record_property): record_property('recovery_s', 2.5)\n"
-        "@pytest.mark.parametrize('n', [1, 2])\ndef test_many(n, record_property): record_property('recovery_s', n)\n"
+        "def told(record, seconds, clock, until):\n"
+        "    record('recovery_s', seconds); record('recovery_clock', clock); record('recovery_until', until)\n"
+        "def test_good(record_property):\n"
+        "    told(record_property, 0.5, 'wall', 'x'); told(record_property, 2.5, 'injected', 'y')\n"
+        "@pytest.mark.parametrize('n', [1, 2])\n"
+        "def test_many(n, record_property): told(record_property, n, 'wall', 'z')\n"
         "def test_bad(): assert False\n"
         "@pytest.mark.slow\ndef test_long(): pass\n"
     )
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow: long\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\nmarkers = slow: long\n")
     monkeypatch.setattr(drill, "SOURCE", tmp_path)
     monkeypatch.setattr(drill, "FAULTS", THREE)
     return tmp_path
@@ -105,7 +135,8 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_results_are_those_of_the_tests_and_are_kept(three: Path) -> None:
     found = check_faults(three / "runs", fast=True)
     assert {number: result.result for number, result in found.items()} == {1: "passed", 2: "failed", 3: "not run"}
-    assert found[1].recovery_s == 2.5
+    assert (found[1].recovery_s, found[1].recovery_clock, found[1].recovery_until) == (2.5, "injected", "y")
+    assert (found[2].recovery_s, found[2].recovery_clock) == (None, "")
     assert check_faults(three / "runs", numbers=(3,))[3].result == "passed"
     kept = read_results(three / "runs")
     assert {number: result.result for number, result in kept.items()} == {1: "passed", 2: "failed", 3: "passed"}
@@ -129,3 +160,19 @@ def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
     assert "name a run" in capsys.readouterr().err
     assert main(["chaos", "nowhere"]) == 1
     assert "is not the folder of a run" in capsys.readouterr().err
+
+
+def test_what_a_test_measures_has_a_clock_and_words() -> None:
+    told: list[tuple[str, object]] = []
+    recovery, now = Recovery(lambda *pair: told.append(pair)), [0.0]
+    recovery.fault_is_over(lambda: now[0])
+    now[0] = 7.0
+    recovery.fault_is_over(lambda: now[0])  # it was not over yet
+    now[0] = 10.0
+    recovery.whole("it is")
+    assert told == [("recovery_s", 3.0), ("recovery_clock", "injected"), ("recovery_until", "it is")]
+    with pytest.raises(AssertionError, match="the fault is not over"):
+        recovery.whole("it is")
+    recovery.fault_is_over()
+    recovery.whole("it is")
+    assert told[4] == ("recovery_clock", "wall")

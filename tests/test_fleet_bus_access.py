@@ -14,6 +14,7 @@ import nkeys
 import pytest
 
 from fleet_examples import DAY, FleetBus, free_bus, make_fleet, secrets_of, until
+from recovery_times import Recovery
 from sop.core.errors import Forbidden, StoreError, StoreUnavailable
 from sop.core.events import TOPIC_ACTORS, TOPIC_EPISODES, TOPIC_LEARNER, TOPIC_POLICIES
 from sop.fleet import Fleet
@@ -198,7 +199,9 @@ def test_a_member_refuses_a_server_of_another_authority_and_one_without_tls(plac
             bus.publish(TOPIC_EPISODES, b"x", "plain")
 
 
-def test_a_revoked_robot_is_dropped_at_once_while_the_others_go_on(place: Place, tmp_path: Path) -> None:
+def test_a_revoked_robot_is_dropped_at_once_while_the_others_go_on(
+    place: Place, tmp_path: Path, recovery: Recovery
+) -> None:
     fleet = Fleet(place.fleet.folder)
     fleet.enroll("robot-3", "robot")
     with place.bus("robot-3") as robot, place.bus("robot-1") as other:
@@ -212,10 +215,12 @@ def test_a_revoked_robot_is_dropped_at_once_while_the_others_go_on(place: Place,
 
         until(lambda: may(robot, "r3-1"), "the server has read of robot-3")
         assert may(other, "r1-1")
+        recovery.fault_is_over()
         steps = fleet.revoke("robot-3", "left the building")
         assert any("nats-server" in text for text in steps.done)
         until(lambda: _refused(lambda: robot.publish(TOPIC_EPISODES, b"x", "r3-2")), "robot-3 cannot speak")
         until(lambda: _refused(lambda: robot.poll(TOPIC_POLICIES, None, 0.1)), "robot-3 cannot listen")
+        recovery.whole("the bus refuses it")
         assert may(other, "r1-2")
         assert _events(other, TOPIC_POLICIES) == [b"1"]
     kept = tmp_path / "kept-by-a-thief"

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fleet_examples import make_fleet, secrets_of, until
+from recovery_times import Recovery
 from sop.core.errors import Forbidden, StoreUnavailable
 from sop.fleet import Fleet
 from sop.fleet.register import save_register
@@ -147,14 +148,18 @@ def test_a_member_refuses_a_server_of_another_authority_and_one_without_tls(plac
         place.store("brain", place.url.replace("https://", "http://")).get("run.json")
 
 
-def test_a_revoked_robot_is_refused_while_the_others_go_on_and_comes_back_with_new_keys_alone(place: Place) -> None:
+def test_a_revoked_robot_is_refused_while_the_others_go_on_and_comes_back_with_new_keys_alone(
+    place: Place, recovery: Recovery
+) -> None:
     fleet = place.fleet
     fleet.enroll("robot-3", "robot")
     old = place.store("robot-3")
     until(lambda: not _refused(lambda: old.put("episodes/robot-3/first", b"x")), "the server has read of robot-3")
+    recovery.fault_is_over()
     steps = fleet.revoke("robot-3", "stolen from the truck", from_sequence=1)
     assert any("weed" in text for text in steps.done)
     until(lambda: _refused(lambda: old.put("episodes/robot-3/second", b"x")), "robot-3 is refused")
+    recovery.whole("the store refuses it")
     assert _refused(lambda: old.get("policies/00000000/manifest.json"))
     assert _refused(lambda: list(old.keys("episodes/robot-3/")))
     place.store("robot-1").put("episodes/robot-1/meanwhile", b"x")

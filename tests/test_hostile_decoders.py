@@ -158,6 +158,7 @@ NOT_HERE = {
     "broadcast/ulp.py:decode_exponents": "kernel behind decode_packed: test_broadcast_packed.py",
     "broadcast/weights.py:open_full": "weights: test_hostile_files.py",
     "buffer/jobs.py:read_message": "a pipe between processes of one machine and user",
+    "chaos/recovery.py:read_work": "times of episodes that were decoded before, and of `read_metrics`",
     "learner/messages.py:decode": "between the ranks of one learner",
     "learner/messages.py:decode_learned": "between the ranks of one learner",
     "transport/nats_stream.py:decode": "answers of the bus: test_transport_nats_bus.py",

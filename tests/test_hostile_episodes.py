@@ -10,6 +10,7 @@ import pytest
 import simplejpeg
 
 from hostile_examples import RUN, STEPS, altered, good, long_episode, put, refusal
+from recovery_times import Recovery, ingest_until, seconds_of
 from sop.buffer import Ingest
 from sop.buffer.screening import SIMULATED, Flag, Rule, Screening, decode_note, notes, screen
 from sop.core import layout
@@ -18,6 +19,7 @@ from sop.core.episode import Outcome, SafetyCounts
 from sop.core.errors import InvalidRecord
 from sop.core.events import TOPIC_EPISODES, EpisodeCommitted, encode_event
 from sop.core.layout import EpisodeKey
+from sop.testing.clock import FakeClock
 from sop.testing.episodes import TOY_BODY, make_episode
 from sop.testing.memory import MemoryBus, MemoryStore
 
@@ -50,22 +52,25 @@ def test_a_thousand_events_index_an_episode_once() -> None:
     assert [str(episode.key) for episode in ingest.drain()] == [key]
 
 
-def test_events_in_any_order_or_lost_are_healed_by_one_listing() -> None:
+def test_events_in_any_order_or_lost_are_healed_by_one_listing(recovery: Recovery) -> None:
     """Fault 8: events out of order or lost: listed against the index; `list_every_s` is half a minute."""
-    store, bus = MemoryStore(), MemoryBus()
+    store, bus, clock = MemoryStore(), MemoryBus(), FakeClock()
+    ingest = Ingest(store, bus, RUN, clock=seconds_of(clock))
+    ingest.reconcile()
     keys = [put(store, good(number), sequence=number) for number in range(5)]
     for number in (4, 1):
         event = EpisodeCommitted(key=keys[number], outcome="success", ended_utc_ns=0, committed_utc_ns=0)
         bus.publish(TOPIC_EPISODES, encode_event(event), event_id=str(number))
-    ingest = Ingest(store, bus, RUN)
     ingest.poll(0)
     assert ingest.missing() == {"robot-0": [range(1), range(2, 4)]}
-    ingest.reconcile()
+    recovery.fault_is_over(seconds_of(clock))
+    ingest_until(ingest, clock, lambda: ingest.missing() == {})
+    recovery.whole("the learner has all")
     assert sorted(str(episode.key) for episode in ingest.drain()) == keys
     assert ingest.missing() == {}
 
 
-def test_a_stale_listing_shows_a_gap_and_skips_nothing() -> None:
+def test_a_stale_listing_shows_a_gap_and_skips_nothing(recovery: Recovery) -> None:
     """Fault 12: the store returns a stale listing: the numbers show the gap, the next listing begins before it."""
 
     class StaleStore(MemoryStore):
@@ -77,11 +82,14 @@ def test_a_stale_listing_shows_a_gap_and_skips_nothing() -> None:
     store = StaleStore()
     keys = [put(store, good(number), sequence=number) for number in range(3)]
     store.hidden = keys[1]
-    ingest = Ingest(store, MemoryBus(), RUN)
+    clock = FakeClock()
+    ingest = Ingest(store, MemoryBus(), RUN, clock=seconds_of(clock))
     ingest.reconcile()
     assert ingest.missing() == {"robot-0": [range(1, 2)]}
     store.hidden = None
-    ingest.reconcile()
+    recovery.fault_is_over(seconds_of(clock))
+    ingest_until(ingest, clock, lambda: ingest.missing() == {})
+    recovery.whole("the learner has all")
     assert [str(episode.key) for episode in ingest.drain()] == [keys[0], keys[2], keys[1]]
     assert ingest.missing() == {}
 

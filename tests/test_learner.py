@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import SETTINGS
+from recovery_times import Recovery
 from sop import system
 from sop.broadcast import fetch_policy, published_versions
 from sop.buffer import EpisodeIndex, IndexSegments, RowBlock
@@ -163,7 +164,7 @@ def test_training_changes_the_weights_and_the_seed_decides_how(finished_base: Ru
         np.testing.assert_array_equal(first[name], again[name])
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(caplog: pytest.LogCaptureFixture, recovery) -> None:
     store = MemoryStore()
     checkpoints = checkpoint_store(store)
     for step in (10, 20):
@@ -171,7 +172,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(caplog: pytest.L
     checkpoints.close()
     key = f"{layout.checkpoint_folder(20)}/tensors.safetensors"
     store.tamper(key, store.get(key)[:-1] + b"\x07")
+    recovery.fault_is_over()
     newest = checkpoint_store(store).newest()
+    recovery.whole("a started learner has read the one before")
     assert newest is not None
     assert (newest.learner_step, newest.state["note"], newest.tensors["w"].tolist()) == (10, 10, [10.0, 10.0])
     assert "00000020 is damaged" in caplog.text
@@ -215,14 +218,16 @@ def test_the_published_weights_are_the_moving_average() -> None:
         torch.testing.assert_close(steps.averaged()["weight"], expected)
 
 
-def test_a_loss_that_is_not_finite_changes_nothing_and_three_in_a_row_stop_the_learner() -> None:
+def test_a_loss_that_is_not_finite_changes_nothing_and_three_in_a_row_stop_the_learner(recovery: Recovery) -> None:
     module, steps = optimization()
     before = {name: tensor.clone() for name, tensor in steps.tensors().items()}
     bad = module(torch.full((2, 2), float("nan"))).squeeze(1)
     assert steps.step(bad).skipped
     for name, tensor in steps.tensors().items():
         assert torch.equal(tensor, before[name])
+    recovery.fault_is_over()
     assert not steps.step(module(torch.ones(2, 2)).squeeze(1)).skipped
+    recovery.whole("the next step was taken, after a single one")
     for _ in range(2):
         assert steps.step(module(torch.full((2, 2), float("nan"))).squeeze(1)).skipped
     with pytest.raises(RunError, match="3 times in a row"):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from recovery_times import Recovery
 from sop.core.errors import Forbidden, RunError, StoreUnavailable
 from sop.learner.lease import LearnerLease, LeaseLost
 from sop.learner.owner import learner_owner
@@ -55,12 +56,14 @@ def test_the_second_learner_is_told_who_holds_the_lease_and_what_to_do(store: Ob
     assert first.check() == 1
 
 
-def test_a_silent_holder_is_replaced_and_its_next_publish_is_refused(store: ObjectStore) -> None:
+def test_a_silent_holder_is_replaced_and_its_next_publish_is_refused(store: ObjectStore, recovery: Recovery) -> None:
     """Fault 15: the old learner's publishes are rejected, however long it slept."""
     first, time = lease(store, "a", Time()), Time()
     first.acquire()
     second = lease(store, "b", time)
+    recovery.fault_is_over(time.read)
     assert second.acquire() == 2
+    recovery.whole("the second holds the lease of a silent first")
     assert time.now == pytest.approx(PATIENCE_S, abs=PATIENCE_S / 10)
     first.beat()
     for _ in range(2):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actor_examples import Bench, CountingRobot, policy
+from recovery_times import Recovery, seconds_of
 from sop.core.embodiment import Embodiment, Observation
 from sop.core.episode import Intervention
 from sop.operators.link import (
@@ -108,7 +109,9 @@ def test_the_first_command_of_a_person_is_near_the_measured_pose() -> None:
     assert site.wire.status().state == pytest.approx((0.85,)), "the status tells the device where the arm is"
 
 
-def test_a_link_lost_during_a_takeover_holds_then_goes_to_the_safe_pose_and_never_back_to_the_policy() -> None:
+def test_a_link_lost_during_a_takeover_holds_then_goes_to_the_safe_pose_and_never_back_to_the_policy(
+    recovery: Recovery,
+) -> None:
     """Fault 43."""
     site = Site()
     site.anna.send(1.1, 0.5, -0.2)
@@ -122,6 +125,10 @@ def test_a_link_lost_during_a_takeover_holds_then_goes_to_the_safe_pose_and_neve
     site.operator.reset("t", 1)
     assert site.operator.reason == LINK_LOST
     assert [site.step(q=0.0) for _ in range(100)][-1] == [0.0, 0.0, -0.2], "for ever"
+    recovery.fault_is_over(seconds_of(site.clock))
+    site.anna.send(0.1, 0.3, 0.0)
+    assert site.step(q=0.0) == [0.1, 0.3, 0.0]
+    recovery.whole("the robot follows her again")
 
 
 def test_a_link_that_comes_back_gives_control_to_the_same_person_and_the_mark_stays() -> None:
@@ -137,7 +144,7 @@ def test_a_link_that_comes_back_gives_control_to_the_same_person_and_the_mark_st
     assert site.step() is None, "she says it herself"
 
 
-def test_one_operator_drives_and_the_other_sees_who() -> None:
+def test_one_operator_drives_and_the_other_sees_who(recovery: Recovery) -> None:
     """Fault 44."""
     site = Site()
     site.anna.send(1.0, 0.5, 0.0)
@@ -156,9 +163,14 @@ def test_one_operator_drives_and_the_other_sees_who() -> None:
     site.ben.send(1.0, -0.5, 0.0)
     assert site.step() == [1.0, -0.5, 0.0]
     assert (site.operator.name, site.operator.reason) == ("ben", LINK_LOST)
+    recovery.fault_is_over(seconds_of(site.clock))
+    site.ben.send(engaged=False)
+    site.anna.send(1.0, 0.5, 0.0)
+    assert site.step() == [1.0, 0.5, 0.0]
+    recovery.whole("the robot follows the other")
 
 
-def test_replays_overtaken_old_and_foreign_frames_and_floods_do_not_count() -> None:
+def test_replays_overtaken_old_and_foreign_frames_and_floods_do_not_count(recovery: Recovery) -> None:
     """Fault 38."""
     site = Site()
     beacon = site.wire.status().beacon
@@ -179,6 +191,10 @@ def test_replays_overtaken_old_and_foreign_frames_and_floods_do_not_count() -> N
     site.step()
     assert site.wire.inbox == []
     assert [site.step() for _ in range(5)][-1] == [1.0, 0.0, 0.0], "and then the robot holds"
+    recovery.fault_is_over(seconds_of(site.clock))
+    site.anna.send(1.0, 0.2, 0.0)
+    assert site.step() == [1.0, 0.2, 0.0]
+    recovery.whole("the robot follows again")
 
 
 def test_a_status_goes_out_twenty_times_a_second_at_any_control_rate() -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from sop.cli import main
-from sop.core.errors import RunError
-from sop.processes import Children, Job, child_environment
+from sop.core.errors import Forbidden, RunError, Untrusted
+from sop.processes import Children, Job, child_environment, say_at_work
 
 
 def run_code(children: Children, name: str, code: str, *, restart: bool = False, dispensable: bool = False) -> None:
-    """Start a child that runs `code` instead of the `sop` command, as if long ago."""
+    """Start a child that runs `code` instead of the `sop` command."""
 
     def spawn(job: Job) -> "subprocess.Popen[bytes]":
         with job.output.open("ab") as output:
@@ -23,7 +23,6 @@ def run_code(children: Children, name: str, code: str, *, restart: bool = False,
 
     children.spawn = spawn
     children.start(name, [], restart=restart, dispensable=dispensable)
-    children._children[name].started -= 60
 
 
 def wait_for(condition: object, what: str) -> None:
@@ -65,37 +64,132 @@ def test_a_child_that_was_told_something_impossible_is_not_started_again(tmp_pat
         children.watch()
 
 
-def fail_early(children: Children, name: str) -> None:
-    """Let a child die at its start once more than it may."""
-    for _ in range(3):
+class Clock:
+    """Monotonic seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def die(children: Children, name: str, clock: Clock, times: int) -> None:
+    """Let a child die so often, each time after 20 s, and wait out every pause."""
+    for _ in range(times):
         children._children[name].process.wait(20)
-        children._children[name].started = time.monotonic()
+        clock.now_s += 20
+        children.watch()
+        clock.now_s += 30
         children.watch()
 
 
 def test_a_robot_that_fails_at_its_start_again_and_again_is_left_alone_while_another_works(tmp_path: Path) -> None:
     notes: list[str] = []
-    children = Children(tmp_path, on_restart=notes.append)
+    clock = Clock()
+    children = Children(tmp_path, on_restart=notes.append, clock=clock)
     run_code(children, "robot-0", "import time; time.sleep(60)", restart=True, dispensable=True)
-    run_code(children, "robot-1", "raise SystemExit('the store refuses us')", restart=True, dispensable=True)
-    fail_early(children, "robot-1")
-    assert notes[:2] == ["robot-1 died (code 1) and was started again"] * 2
-    assert notes[2:] == ["robot-1 fails at its start again and again and is left alone: the store refuses us"]
-    children.watch()
-    assert len(notes) == 3
+    run_code(children, "robot-1", "raise SystemExit('the camera is away')", restart=True, dispensable=True)
+    die(children, "robot-1", clock, 8)
+    again = "robot-1 ended with code 1, {} times in a row without having done anything useful, and is "
+    assert notes == [
+        "robot-1 died (code 1) and was started again",
+        *(again.format(n + 2) + f"started again in {pause} s" for n, pause in enumerate((1, 2, 4, 8, 16, 30))),
+        again.format(8) + "left alone: the camera is away",
+    ]
+    die(children, "robot-1", clock, 1)
+    assert len(notes) == 8
     assert not children.finished("robot-0")
     children.stop()
 
 
 def test_the_last_robot_that_fails_at_its_start_ends_the_run(tmp_path: Path) -> None:
-    children = Children(tmp_path)
+    clock = Clock()
+    children = Children(tmp_path, clock=clock)
     run_code(children, "learner", "import time; time.sleep(60)", restart=True)
     for name in ("robot-0", "robot-1"):
         run_code(children, name, "raise SystemExit('the store refuses us')", restart=True, dispensable=True)
     children._children["robot-0"].left_alone = True
     with pytest.raises(RunError, match=r"robot-1 ended with code 1(?s:.*)the store refuses us"):
-        fail_early(children, "robot-1")
+        die(children, "robot-1", clock, 8)
     children.stop()
+
+
+def test_a_child_that_dies_again_waits_for_its_turn(tmp_path: Path) -> None:
+    clock = Clock()
+    children = Children(tmp_path, clock=clock)
+    run_code(children, "learner", "raise SystemExit(1)", restart=True)
+    die(children, "learner", clock, 1)
+    dead = children.pid("learner")
+    children._children["learner"].process.wait(20)
+    children.watch()
+    clock.now_s += 0.9
+    children.watch()
+    assert children.pid("learner") == dead
+    clock.now_s += 0.1
+    children.watch()
+    assert children.pid("learner") != dead
+    children.stop()
+
+
+@pytest.mark.parametrize(("says", "lives_s"), [("from sop.processes import say_at_work; say_at_work()", 20), ("", 601)])
+def test_a_child_that_did_something_useful_is_started_again_at_once_however_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, lives_s: int
+) -> None:
+    monkeypatch.setenv("SOP_PARENT_PID", str(os.getpid()))
+    notes: list[str] = []
+    clock = Clock()
+    children = Children(tmp_path, on_restart=notes.append, clock=clock)
+    run_code(children, "robot-0", f"{says}\nraise SystemExit(1)", restart=True)
+    for _ in range(9):
+        children._children["robot-0"].process.wait(20)
+        clock.now_s += lives_s
+        children.watch()
+    assert notes == ["robot-0 died (code 1) and was started again"] * 9
+    children.stop()
+
+
+def test_work_is_said_once_and_to_a_parent_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for parent, said in (("", ""), ("1", "sop: at work\n")):
+        say_at_work.cache_clear()
+        monkeypatch.setenv("SOP_PARENT_PID", parent) if parent else monkeypatch.delenv("SOP_PARENT_PID", raising=False)
+        say_at_work()
+        say_at_work()
+        assert capsys.readouterr().out == said
+    say_at_work.cache_clear()
+
+
+def test_a_robot_that_is_refused_is_not_started_again(tmp_path: Path) -> None:
+    notes: list[str] = []
+    children = Children(tmp_path, on_restart=notes.append)
+    run_code(children, "robot-0", "import time; time.sleep(60)", restart=True, dispensable=True)
+    code = "import sys; print('sop actor: run.json: revoked', file=sys.stderr); sys.exit(3)"
+    run_code(children, "robot-1", code, restart=True, dispensable=True)
+    children._children["robot-1"].process.wait(20)
+    children.watch()
+    children.watch()
+    assert notes == ["robot-1 ended with code 3, for good, and is left alone: sop actor: run.json: revoked"]
+    children._children["robot-0"].left_alone = True
+    children._children["robot-1"].left_alone = False
+    with pytest.raises(RunError, match=r"robot-1 ended with code 3, for good(?s:.*)revoked"):
+        children.watch()
+    children.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Forbidden("revoked"), 3), (Untrusted("not signed"), 3), (ValueError("2"), 2), (RunError("lease"), 1)],
+)
+def test_a_process_says_by_its_code_whether_starting_it_again_is_useless(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sop.runs.open_run", refuse)
+    assert main(["learner", "somewhere"]) == code
 
 
 def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from recovery_times import Recovery
 from sop.broadcast import published_versions
 from sop.chaos.history import check_history
 from sop.chaos.strikes import attack_new
@@ -81,7 +82,7 @@ def test_ctrl_c_ends_a_run_with_a_report_and_resume_goes_on(tmp_path: Path) -> N
     assert main(["replay-batch", str(folder), "--step", str(history.last_step)]) == 0
 
 
-def test_struck_processes_lose_nothing(tmp_path: Path) -> None:
+def test_struck_processes_lose_nothing(tmp_path: Path, recovery: Recovery) -> None:
     names, said = ("bus-wiped", "flip", "kill", "power-cut", "store-away"), list[str]()
     attack = attack_new("debug", tmp_path, strikes=4, seed=3, names=names, every_s=2.5, say=said.append)
     log = "\n".join([*said, (tmp_path / "debug-seed3" / "run.log").read_text()])
@@ -90,7 +91,12 @@ def test_struck_processes_lose_nothing(tmp_path: Path) -> None:
     assert len(attack.strikes) >= 3, log
     assert attack.history.counts()["indexed"] >= 40
     assert attack.survived
-    assert json.loads((tmp_path / "debug-seed3" / "chaos.json").read_text())["violations"] == []
+    for strike in attack.strikes:
+        if strike.recovered_s is not None:
+            recovery.took(strike.recovered_s, "every robot and the learner were at work again")
+    kept = json.loads((tmp_path / "debug-seed3" / "chaos.json").read_text())
+    assert kept["violations"] == []
+    assert [strike["recovered_s"] for strike in kept["strikes"]] == [one.recovered_s for one in attack.strikes]
     assert main(["replay-batch", str(tmp_path / "debug-seed3"), "--step", str(attack.history.last_step)]) == 0
 
 

@@ -12,6 +12,7 @@ from sop.buffer import EpisodeRow, IndexSegments, RowBlock
 from sop.buffer.segments import IndexRows
 from sop.chaos import soak_judge
 from sop.chaos.history import Acted
+from sop.chaos.recovery import Strike
 from sop.chaos.soak import Soak, SoakPlan, describe_look, soak_config
 from sop.chaos.soak_curve import Episodes, backlog, compare_quarters, hours, read_episodes, swap_delays
 from sop.chaos.soak_judge import judge, lifetimes
@@ -267,6 +268,29 @@ def test_a_clean_soak_keeps_every_promise(directory: RunDirectory, monkeypatch: 
     assert summary["trends"]["memory of actor"]["slope"] == 0.0
     assert summary["highest"]["spooled"] == 2
     assert (directory.folder / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_followed_each_strike_is_in_summary_and_paragraph(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Episodes of the example begin at the start and end 0.15 s later; the learner reports 2 s after it."""
+    monkeypatch.setattr(soak_judge, "read_published", lambda store: {0: START_UTC_S - 1.0})
+    episode = make_episode("PPP", sequence=0)
+    index(directory, [directory.record(episode)], [Outcome.SUCCESS])
+    directory.publish(0)
+    began_s = episode.start_utc_ns / 1e9
+    directory.log("learner", began_s + 2.0 - START_UTC_S, 1, {"learner/version": 0.0})
+    soak = soak_of(directory)
+    soak.watch.looks += looks([300.0] * 3)
+    soak.strikes += [Strike(1.0, "kill", "x", began_s - 1.5), Strike(9.0, "flip", "y", began_s + 1.0)]
+    soak.struck_at_h += [0.1, 0.2]
+    verdict = judge(soak)
+    found = json.loads((directory.folder / "summary.json").read_text())["strikes"]
+    assert [(one["nemesis"], one["recovered_s"], one["at_h"]) for one in found] == [
+        ("kill", 3.5, 0.1), ("flip", None, 0.2),
+    ]  # fmt: skip
+    assert "recovered: kill 3.5 s median, 3.5 s longest of 1\n" in verdict.paragraph
+    assert "recovered: flip 1 not before the run ended\n" in verdict.paragraph
 
 
 def test_a_leak_and_a_lost_episode_are_broken_promises(

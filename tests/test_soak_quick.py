@@ -18,6 +18,8 @@ def test_twenty_robot_minutes_under_fire_lose_nothing(tmp_path: Path, capsys: py
     assert summary["broken"] == []
     assert summary["history"]["recorded"] == summary["history"]["readable"] > 0
     assert summary["strikes"]
+    assert all(strike["recovered_s"] > 0 for strike in summary["strikes"]), "the fleet settles after the last one"
+    assert f"recovered: {summary['strikes'][0]['nemesis']} " in said
     assert "Every promise was kept." in said
 
 

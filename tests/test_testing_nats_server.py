@@ -1,5 +1,10 @@
 """The bus for tests: where it listens, and whose configuration it takes."""
 
+import os
+import select
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,3 +62,20 @@ def test_a_configuration_for_another_port_serves_on_ours(tmp_path: Path) -> None
         bus.close()
         assert server.data == tmp_path / "elsewhere" / "jetstream"
         assert any(server.data.rglob("*sop_run_episodes*"))
+
+
+def test_it_ends_with_whoever_started_it_even_by_sigkill(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, threading; from pathlib import Path; from sop.testing.servers.nats import NatsServer\n"
+        "made = []; starter = threading.Thread(target=lambda: made.append(NatsServer(Path(sys.argv[1]))))\n"
+        "starter.start(); starter.join(); print(made[0].pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        server = os.pidfd_open(int(parent.stdout.readline()))
+        try:
+            assert select.select([server], [], [], 0)[0] == [], "it runs on when the thread that started it has ended"
+            os.kill(parent.pid, signal.SIGKILL)
+            assert select.select([server], [], [], 20)[0] == [server]
+        finally:
+            os.close(server)

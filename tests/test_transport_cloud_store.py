@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import sop.testing.contracts.store as contract
+from recovery_times import Recovery
 from sop.core.errors import AlreadyExists, NotFound, StoreUnavailable
 from sop.testing.servers.proxy import CuttingProxy
 from sop.testing.servers.s3 import S3Server
@@ -109,7 +110,9 @@ def test_more_than_one_request_can_carry_is_refused_before_it_is_sent(
         store.put("other", [bytes(5), bytes(6)])
 
 
-def test_a_put_cut_in_the_middle_leaves_nothing_and_is_made_once_by_trying_again(url: str, proxy: CuttingProxy) -> None:
+def test_a_put_cut_in_the_middle_leaves_nothing_and_is_made_once_by_trying_again(
+    url: str, proxy: CuttingProxy, recovery: Recovery
+) -> None:
     store, data = CloudStore(_through(proxy, url)), random.Random(1).randbytes(2 << 20)
     proxy.truncate(500_000)
     with pytest.raises(StoreUnavailable, match="cannot put 'a/key'"):
@@ -118,7 +121,16 @@ def test_a_put_cut_in_the_middle_leaves_nothing_and_is_made_once_by_trying_again
         CloudStore(url).get("a/key")
     assert list(CloudStore(url).keys("")) == []
     proxy.truncate(500_000)
-    assert len(_put(store, "a/key", data)) == 1
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        recovery.fault_is_over()
+        pauses.append(seconds)
+        threading.Event().wait(seconds)
+
+    put_retrying(store, "a/key", data, attempts=5, backoff=Backoff(random.Random(0)), pause=pause)
+    recovery.whole("the whole of it is stored")
+    assert len(pauses) == 1
     assert CloudStore(url).get("a/key") == data
     with pytest.raises(AlreadyExists):
         store.put("a/key", data)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from sop.commands import chaos, experiment, policy, processes, reading, run, soak, store
 from sop.core.errors import SopError
 from sop.fleet import command as fleet
+from sop.processes import exit_code
 
 EPILOG = """\
 A run is a folder (runs/<name>) with a store of episodes and policies. Two terminals make a fleet:
@@ -28,7 +29,7 @@ A run is a folder (runs/<name>) with a store of episodes and policies. Two termi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code. 2: wrong usage, 1: it could not be done, 130: interrupted."""
+    """Run a subcommand; returns its exit code. 1: could not be done, 2: wrong usage, 3: refused, 130: interrupted."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     command: Callable[[argparse.Namespace], int] = options.command
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except (SopError, ValueError) as error:
         print(f"sop {options.name_of_command}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        return exit_code(error)
     except KeyboardInterrupt:
         return 130
 

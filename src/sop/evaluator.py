@@ -23,7 +23,7 @@ from sop.core.evaluation import EvaluationResult
 from sop.core.policy import Conditioning
 from sop.evaluation import Driver, ExpertDriver, PolicyDriver, evaluate_task, merge, shard
 from sop.policies import make_policy
-from sop.processes import Job, Process, Spawn, spawn_here
+from sop.processes import Job, Process, Spawn, say_at_work, spawn_here
 from sop.robots import make_robot
 from sop.runs import Run
 from sop.vouched import fetch_vouched
@@ -157,6 +157,7 @@ def follow(run: Run, stop: Event) -> None:
             if newest > done:
                 evaluate(run, make_request(run, "progress", newest), workers=1, stop=stop)
                 done = newest
+                say_at_work()
                 continue
         except NotFound as error:
             _log.info("version %d is gone already: %s", newest, error)

@@ -2,6 +2,17 @@
 
 Every child is `python -m sop ...` in a session of its own, so that Ctrl-C reaches the parent alone and the
 parent decides who stops in which order. A child that loses its parent stops by itself (`stop_with_parent`).
+
+A child that died is started again, by this rule:
+
+    it had worked: it said so (`say_at_work`), or lived for ten minutes    at once; its deaths are counted anew
+    the first death without work                                          at once
+    the n-th in a row                                                     after 1, 2, 4, ... s, at most 30
+    the eighth                                                            no more
+    it says that it is useless: exit code WRONG_USAGE or REFUSED          no more
+
+How long a start takes plays no part: a slow machine only makes the same deaths rarer. When a robot is given up, the
+others go on without it; when the last of them is, or another process, the run ends with its log.
 """
 
 import ctypes
@@ -14,18 +25,25 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from sop.core.errors import RunError
+from sop.core.errors import Forbidden, RunError, SopError, Untrusted
 
 _log = logging.getLogger(__name__)
 _PARENT = "SOP_PARENT_PID"
-_EARLY_DEATH_S = 5.0
-"""A process that dies this soon after its start has failed to start."""
-_MAX_EARLY_DEATHS = 3
-_WRONG_USAGE = 2
-"""Exit code of a process that was told something that cannot be done: it would be so again."""
+_AT_WORK = "sop: at work"
+"""The line by which a child says in its output that it has done something useful."""
+_LONG_LIFE_S = 600.0
+"""Who lived so long has worked, whatever it said."""
+_MAX_DEATHS = 8
+"""Deaths in a row without any work after which a process is given up: a minute and a half of pauses."""
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 30.0
+WRONG_USAGE = 2
+"""Exit code of a process that was told something that cannot be done: no other of its kind can do it either."""
+REFUSED = 3
+"""Exit code of a process that others refuse (revoked, not signed): they would again, until somebody changes that."""
 _MAX_REASON = 300
 """Characters of a log that are repeated in a note."""
 _PR_SET_PDEATHSIG = 1
@@ -104,11 +122,16 @@ class Child:
     restart: bool
     process: Process
     started: float
+    """By the monotonic clock, as all times here."""
+    said_from: int = 0
+    """What it says begins at this byte of its output; before are those that died."""
     dispensable: bool = False
-    early_deaths: int = 0
-    restarts: int = 0
+    deaths: int = 0
+    """In a row, without having done anything useful."""
+    due: float | None = None
+    """When it is started again; None while it runs."""
     left_alone: bool = False
-    """It failed at its start again and again; the others go on without it."""
+    """It was given up; the others go on without it."""
 
     @property
     def name(self) -> str:
@@ -122,13 +145,15 @@ class Children:
 
     Args:
         log_folder: `<name>.log` of every child goes here, appended.
-        on_restart: told in a sentence when one was started again, or is left alone.
+        on_restart: told in a sentence when one was started again, waits for it, or is left alone.
         spawn: starts them.
+        clock: monotonic seconds.
     """
 
     log_folder: Path
     on_restart: Callable[[str], None] = lambda _: None
     spawn: Spawn = spawn_here
+    clock: Callable[[], float] = time.monotonic
     _children: dict[str, Child] = field(default_factory=dict)
 
     def start(
@@ -147,14 +172,14 @@ class Children:
             name: for the log file and for `stop`.
             arguments: of the `sop` command.
             restart: start it again when it dies with an error.
-            dispensable: one of several, such as a robot: the others go on without it when it fails at its start again
-                and again.
+            dispensable: one of several, such as a robot: the others go on without it when it is given up.
             nice: how far it steps back for others, 0 to 19.
             environment: variables of this child alone.
         """
         output = self.log_folder / f"{name}.log"
         job = Job(name=name, arguments=arguments, output=output, nice=nice, environment=environment or {})
-        self._children[name] = Child(job, restart, self.spawn(job), time.monotonic(), dispensable)
+        said_from = _size(output)
+        self._children[name] = Child(job, restart, self.spawn(job), self.clock(), said_from, dispensable)
 
     def finished(self, name: str) -> bool:
         """Whether the process ended without an error or was stopped; one that died is not finished."""
@@ -162,31 +187,54 @@ class Children:
         return child is None or child.process.poll() == 0
 
     def watch(self) -> None:
-        """Restart what died and may be restarted; call it often, it does not wait.
+        """Restart what died and may be restarted, when it is due; call it often, it does not wait.
 
         Raises:
             RunError: a process that is not restarted failed, one that is needed (or the last of those that are
-                dispensable) fails again and again at its start, or one was started in a way that cannot work.
+                dispensable) is given up, or one was started in a way that cannot work.
         """
         for child in list(self._children.values()):
             code = child.process.poll()
             if code in (None, 0) or child.left_alone:
                 continue
-            if time.monotonic() - child.started < _EARLY_DEATH_S:
-                child.early_deaths += 1
-            else:
-                child.early_deaths = 0
-            fails_again = child.early_deaths >= _MAX_EARLY_DEATHS
-            if fails_again and code != _WRONG_USAGE and self._goes_without(child):
-                child.left_alone = True
-                why = (self.log_tail(child.name, 1) or "it said nothing")[:_MAX_REASON]
-                self.on_restart(f"{child.name} fails at its start again and again and is left alone: {why}")
-                continue
-            if fails_again or code == _WRONG_USAGE or not child.restart:
-                raise RunError(f"{child.name} ended with code {code}; its log ends so:\n{self.log_tail(child.name)}")
-            child.restarts += 1
+            if child.due is None:
+                self._died(child, code)
+            if child.due is not None and self.clock() >= child.due:
+                child.said_from, child.due = _size(child.job.output), None
+                child.process, child.started = self.spawn(child.job), self.clock()
+
+    def _died(self, child: Child, code: int) -> None:
+        """Say when it is started again, or that it is not."""
+        child.deaths = 1 if self._worked(child) else child.deaths + 1
+        how, useless = f"ended with code {code}", code in (WRONG_USAGE, REFUSED)
+        given_up = useless or child.deaths >= _MAX_DEATHS
+        if useless:
+            how += ", for good"
+        elif child.deaths > 1:
+            how += f", {child.deaths} times in a row without having done anything useful"
+        if not child.restart or (given_up and (code == WRONG_USAGE or not self._goes_without(child))):
+            raise RunError(f"{child.name} {how}; its log ends so:\n{self.log_tail(child.name)}")
+        if given_up:
+            child.left_alone = True
+            why = (self.log_tail(child.name, 1) or "it said nothing")[:_MAX_REASON]
+            self.on_restart(f"{child.name} {how}, and is left alone: {why}")
+        elif child.deaths == 1:
+            child.due = self.clock()
             self.on_restart(f"{child.name} died (code {code}) and was started again")
-            child.process, child.started = self.spawn(child.job), time.monotonic()
+        else:
+            pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2 ** (child.deaths - 2))
+            child.due = self.clock() + pause_s
+            self.on_restart(f"{child.name} {how}, and is started again in {pause_s:g} s")
+
+    def _worked(self, child: Child) -> bool:
+        """Whether this life of a child was of any use."""
+        if self.clock() - child.started > _LONG_LIFE_S:
+            return True
+        if not child.job.output.exists():
+            return False
+        with child.job.output.open("rb") as output:
+            output.seek(child.said_from)
+            return any(line.rstrip() == _AT_WORK.encode() for line in output)
 
     def _goes_without(self, child: Child) -> bool:
         """Whether others of its kind are left when this one is left alone."""
@@ -216,6 +264,25 @@ class Children:
         """Last lines of a process's log."""
         path = self.log_folder / f"{name}.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@cache
+def say_at_work() -> None:
+    """Tell whoever started this process as a child that it has done something useful: an actor an episode that ended
+    by itself, a learner a step, an evaluator an evaluation. Says it once, however often it is called."""
+    if _PARENT in os.environ:
+        print(_AT_WORK, flush=True)
+
+
+def exit_code(error: SopError | ValueError) -> int:
+    """What a process that fails with this error ends with: 1, unless starting it again would be useless."""
+    if isinstance(error, (Forbidden, Untrusted)):
+        return REFUSED
+    return WRONG_USAGE if isinstance(error, ValueError) else 1
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -113,7 +113,8 @@ def open_subscriber(
         return None
     vetting = open_vetting(run, options)
     if options.rollout:
-        return PinnedPolicy(run.store, 0, embodiment, prepare=prepare, clock=clock, vetting=vetting)
+        pinned = PinnedPolicy(run.store, 0, embodiment, prepare=prepare, clock=clock, vetting=vetting)
+        return stack.enter_context(closing(pinned))
     last_good = None
     if vetting is not None:
         last_good = LastGood(actor_folder(run, options.actor_id) / "policies", check=vetting.signed)

@@ -68,6 +68,7 @@ from sop.learner.ranks import OneRank, open_ranks, require_one_rank
 from sop.learner.warmup import warm_up
 from sop.operators import Demonstrator, make_operator
 from sop.policies import TrainablePolicy, compute_normalization, conditioned, make_policy, make_spec
+from sop.processes import say_at_work
 from sop.robot_wiring import ActorOptions, actor_settings, close_uploader, open_gate, open_spool, open_subscriber
 from sop.robots import make_robot
 from sop.runs import Run
@@ -93,7 +94,7 @@ def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
         if options.rollout:
             operator, explored = replace(operator, kind="none"), config.rollout_exploration
         uploader = Uploader(spool, run.store, bus, clock)
-        writer = SpoolWriter(spool, lambda _: uploader.wake())
+        writer = SpoolWriter(spool, lambda _: recorded())
         reporter = stack.enter_context(closing(ActorReporter(bus, clock)))
         stack.callback(close_uploader, uploader, options.actor_id)
         journal = stack.enter_context(closing(StepJournal(spool)))
@@ -112,6 +113,12 @@ def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
             gate=open_gate(run, options, robot.embodiment, clock),
             journal=journal,
         )
+
+        def recorded() -> None:
+            uploader.wake()
+            if actor.counts.episodes:
+                say_at_work()
+
         uploader.start()
         reporter.start(actor, spool, uploader, subscriber)
         actor.run(stop)

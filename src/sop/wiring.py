@@ -47,6 +47,7 @@ from sop.learner.ranks import OneRank, num_ranks, part_size
 from sop.learner.sidecars import SidecarWriter
 from sop.metrics import JsonlSink
 from sop.policies import TrainablePolicy, freeze, shard_blocks
+from sop.processes import say_at_work
 from sop.provenance import code_version
 from sop.runs import Run, own_signer
 from sop.transport import EventBus, ObjectStore
@@ -249,9 +250,11 @@ def _loader(
 
 
 def _reporter(bus: EventBus) -> Callable[[LearnerReported], None]:
-    """Publishes the learner's signs of life; one that cannot be published is dropped."""
+    """Publishes the learner's signs of life; one that cannot be published is dropped. Who trains is at work."""
 
     def report(event: LearnerReported) -> None:
+        if event.state == "training":
+            say_at_work()
         try:
             bus.publish(TOPIC_LEARNER, encode_event(event), event_id=f"{os.getpid()}/{event.utc_ns}")
         except StoreUnavailable as error:

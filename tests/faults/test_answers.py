@@ -3,10 +3,11 @@
 import http.server
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from recovery_times import Recovery
 from sop.core.errors import AlreadyExists, StoreUnavailable
 from sop.transport import ObjectStore, open_store
 from sop.transport.retry import Backoff, put_retrying
@@ -20,12 +21,15 @@ class Moody(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     statuses: list[int] = []  # noqa: RUF012 - each test makes a class of its own
     kept = b""
+    recovery: Recovery | None = None
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
         status = self.statuses.pop(0) if self.statuses else 200
         if status == 200:
             type(self).kept = data
+        elif self.recovery is not None:
+            self.recovery.fault_is_over()
         self.answer(status, b"" if status == 200 else b"<Error><Code>Moody</Code></Error>")
 
     def do_GET(self) -> None:
@@ -56,21 +60,27 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[type[Moody], Object
         thread.join()
 
 
-def put(store: ObjectStore, attempts: int = 5) -> list[float]:
+def put(store: ObjectStore, attempts: int = 5, pause: Callable[[float], object] = lambda _: None) -> list[float]:
     """Put with bounded attempts; returns the pauses."""
     pauses: list[float] = []
-    put_retrying(store, "key", b"mine", attempts=attempts, backoff=Backoff(random.Random(0)), pause=pauses.append)
+
+    def waits(seconds: float) -> None:
+        pauses.append(seconds)
+        pause(seconds)
+
+    put_retrying(store, "key", b"mine", attempts=attempts, backoff=Backoff(random.Random(0)), pause=waits)
     return pauses
 
 
 @pytest.mark.parametrize("statuses", [[503], [503, 503, 500], [409], [409, 503, 409]])
 def test_fault_11_what_the_store_answers_is_tried_again_or_settled(
-    moody: tuple[type[Moody], ObjectStore], statuses: list[int]
+    moody: tuple[type[Moody], ObjectStore], statuses: list[int], recovery: Recovery
 ) -> None:
     """503, 500: later. 409: somebody writes the same key at this moment, so look again; nobody else did here."""
     handler, store = moody
-    handler.statuses = list(statuses)
-    pauses = put(store)
+    handler.statuses, handler.recovery = list(statuses), recovery
+    pauses = put(store, pause=threading.Event().wait)
+    recovery.whole("the put is made, after the last bad answer")
     assert len(pauses) <= len(statuses)
     assert all(0 < pause <= 10 for pause in pauses)
     assert handler.kept == b"mine"

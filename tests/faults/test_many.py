@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from broadcast_examples import ROBOT, bytes_of, facts, weights
+from recovery_times import Recovery
 from sop.broadcast import Publisher, Subscriber
 from sop.testing.memory import MemoryBus, MemoryStore
 
@@ -14,7 +15,7 @@ ROBOTS = 100
 PATIENCE_S = 60.0
 
 
-def test_fault_47_a_hundred_robots_fetch_and_the_learner_does_not_wait() -> None:
+def test_fault_47_a_hundred_robots_fetch_and_the_learner_does_not_wait(recovery: Recovery) -> None:
     """The hand-over returns while the store takes nothing yet, and while every robot reads."""
     held, reading = threading.Event(), threading.Semaphore(0)
 
@@ -33,6 +34,7 @@ def test_fault_47_a_hundred_robots_fetch_and_the_learner_does_not_wait() -> None
         for number in (1, 2, 3):
             publisher.publish(weights(number), facts(number))  # returns while a hundred robots hold the store's door
         held.set()
+        recovery.fault_is_over()
         publisher.close()
         newest = publisher.last_published
         for robot in robots:
@@ -41,6 +43,7 @@ def test_fault_47_a_hundred_robots_fetch_and_the_learner_does_not_wait() -> None
                 staged = robot.wait_first(PATIENCE_S)
             assert bytes_of(staged.weights) == bytes_of(weights(3))
             assert robot.refusals == {}
+        recovery.whole("all hundred had the newest, of a few bytes")
     finally:
         held.set()
         for robot in robots:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from recovery_times import Recovery
 from sop.backup import copy_store
 from sop.broadcast import published_versions
 from sop.chaos.history import check_history
@@ -74,13 +75,14 @@ def test_fault_49_another_runs_object_is_named_and_kept() -> None:
 
 @pytest.mark.slow
 def test_fault_49_a_new_learner_goes_on_from_a_copy_of_the_store(
-    finished_base: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_base: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], recovery: Recovery
 ) -> None:
     """The drill of docs/reliability.md: copy, lose the site, copy back to an empty one, start a learner and a robot."""
     before = DirectoryStore(finished_base.folder / "store")
     episodes = sorted(before.keys("episodes/"))
     assert main(["store", "copy", str(finished_base.folder), str(tmp_path / "backup"), "--verify"]) == 0
     site = tmp_path / "new" / "base"
+    recovery.fault_is_over()
     assert main(["store", "copy", str(tmp_path / "backup"), str(site / "store"), "--verify"]) == 0
     assert "0 were there" in capsys.readouterr().out
     run = open_run(str(site))
@@ -88,6 +90,7 @@ def test_fault_49_a_new_learner_goes_on_from_a_copy_of_the_store(
     assert {key: run.store.get(key) for key in episodes} == {key: before.get(key) for key in episodes}
     assert list(published_versions(run.store)) == list(published_versions(before))
     run_actor(run, ActorOptions(actor_id="robot-0", speed=0, end_sequence=len(episodes) + 1), threading.Event())
+    recovery.whole("a robot recorded at the new place")
     assert len(list(run.store.keys("episodes/"))) == len(episodes) + 1, "a robot with a new disk goes on counting"
     stop = threading.Event()
     threading.Timer(6.0, stop.set).start()

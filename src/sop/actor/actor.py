@@ -30,6 +30,8 @@ from sop.operators import Operator
 _log = logging.getLogger(__name__)
 MAX_VERSION_LAG = 40
 """A robot that runs a policy this many publishes old holds between episodes until it has a newer one."""
+REST_S = 10.0
+"""Longest time to come to rest before an episode ends that is broken off, robot seconds."""
 
 
 class Actor:
@@ -112,7 +114,8 @@ class Actor:
         return None if self._policy is None else self._policy.version
 
     def run(self, stop: threading.Event) -> None:
-        """Act until `stop` is set or `end_sequence` is reached; a running episode then ends as ABORTED."""
+        """Act until `stop` is set or `end_sequence` is reached. A running episode then ends as ABORTED, and so does
+        one whose policy must be left or whose gate closes: at once, but not before the robot stands."""
         if self._subscriber is not None and not self._wait_for_policy(stop):
             return self._move(ActorState.STOPPED)
         self._move(ActorState.RESETTING)
@@ -121,8 +124,11 @@ class Actor:
             if problem := self._must_hold():
                 self._hold(problem, stop)
                 continue
-            self.problem = ""
             observation = self._reset()
+            if not self._gate.located:
+                self._hold("the robot does not say where it is, so that no target means standing still", stop)
+                continue
+            self.problem = ""
             self._move(ActorState.ACTING)
             outcome, truncated = Outcome.ABORTED, False
             try:
@@ -194,7 +200,7 @@ class Actor:
         raw, _ = self._robot.reset(seed=seed, options={"task": self.task, **settings.reset_options})
         observation = Observation(raw["images"], raw["state"])
         self._operator.reset(self.task, seed)
-        self._gate.reset()
+        self._gate.reset(observation.state)
         if self._policy is not None and self._playback is not None:
             if instruction not in self._read:  # a new sentence may have to be encoded: not in the control loop
                 self._playback.next(observation, instruction)
@@ -213,8 +219,8 @@ class Actor:
 
     def _act(self, observation: Observation, stop: threading.Event) -> tuple[Outcome, bool]:
         """The control loop of one episode: observe, propose, explore, correct, gate, record, step, keep time."""
-        human = False
-        while not stop.is_set():
+        human, leave, who = False, "", None
+        while not stop.is_set() and not (leave := self._must_leave() or self._gate.closed):
             proposal, command = self._propose(observation, explore=not human)
             correction = self._operator.correct(observation, command)
             if human != (correction is not None):
@@ -224,14 +230,26 @@ class Actor:
                     proposal, command = self._propose(observation, explore=True)
             command = command if correction is None else correction
             who = (self._operator.name, self._operator.reason) if human else None
-            leave = self._must_leave()
-            observation, ended = self._step(observation, None if leave else command, proposal, who)
+            observation, ended = self._step(observation, command, proposal, who)
             if ended is not None:
                 return ended
-            if leave or (self._gate.closed and self._gate.at_rest):
-                self.aborted = leave or self._gate.closed
-                _log.error("%s ends episode %d: %s", self.settings.actor_id, self._sequence, self.aborted)
-                break
+        if leave:
+            self.aborted = leave
+            _log.error("%s ends episode %d: %s", self.settings.actor_id, self._sequence, leave)
+        return self._come_to_rest(observation, who)
+
+    def _come_to_rest(self, observation: Observation, who: tuple[str, str] | None) -> tuple[Outcome, bool]:
+        """Brake within the limits until the robot stands: an episode that is broken off leaves none in motion.
+
+        The steps are recorded as of `who` was in control until then.
+        """
+        for _ in range(round(REST_S * self._embodiment.control_hz)):
+            if self._gate.at_rest or not self._recorder.num_steps:
+                return Outcome.ABORTED, False
+            observation, ended = self._step(observation, None, None, who)
+            if ended is not None:
+                return ended
+        _log.error("%s did not come to rest within %g s: look at it", self.settings.actor_id, REST_S)
         return Outcome.ABORTED, False
 
     def _step(
@@ -241,8 +259,9 @@ class Actor:
         proposal: npt.NDArray[np.float32] | None,
         who: tuple[str, str] | None,
     ) -> tuple[Observation, tuple[Outcome, bool] | None]:
-        """Gate, record, execute one command (None holds); what is seen then, and how the episode ended if it did."""
-        gated = self._gate.check(self._gate.hold() if command is None else command, observation.state)
+        """Gate, record, execute one command (None brakes); what is seen then, and how the episode ended if it did."""
+        state = observation.state
+        gated = self._gate.brake(state=state) if command is None else self._gate.check(command, state)
         self.counts.gated += bool(gated.reason)
         self._tally.add(gated.verdict)
         self._recorder.append(observation, gated.action, proposal, who)
@@ -305,8 +324,8 @@ class Actor:
         if self._journal is not None:
             self._journal.end(episode)
         self._sequence += 1
-        self._writer.submit(episode)
         self.counts.add(episode)
+        self._writer.submit(episode)
 
     def _move(self, to: ActorState) -> None:
         self._state = move(self._state, to)

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from sop.actor.gate_wire import MAX_COMMAND_BYTES, CommandFilter, CommandKind, ReportBlock
 from sop.actor.latch import SafetyLatch
 from sop.actor.limits import load_limits
-from sop.actor.safety import GatedAction, SafetyGate, SafetyTally
+from sop.actor.safety import NOWHERE, GatedAction, SafetyGate, SafetyTally
 from sop.actor.watchdog import ACTION_PERIODS, Watchdog
 from sop.core.clock import Clock, SystemClock
 
@@ -98,7 +98,7 @@ class GateLoop:
         if self._gate.located:
             self._driver.write(gated.action, now_ns + self._patience_ns)
         else:  # no target means standing still: the machine's own deadline does
-            problem = problem or "the measured pose is not known: nothing is written"
+            problem = problem or NOWHERE
         self._report(reading, gated, problem or self._filter.problem)
         return self._orphan_since_ns is None or not (
             self._gate.at_rest or now_ns - self._orphan_since_ns > _REST_S * 1e9

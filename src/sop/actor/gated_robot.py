@@ -49,6 +49,8 @@ class RemoteGate:
         self.holding = False
         """The next step holds."""
         self.closed, self.at_rest = "", False
+        self.located = True
+        """What is not known the process does not write."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -57,7 +59,7 @@ class RemoteGate:
         if report is not None:
             self.closed, self.at_rest = str(report["closed"].decode()), bool(report["at_rest"])
 
-    def reset(self) -> None:
+    def reset(self, state: npt.NDArray[np.float32] | None = None) -> None:
         """Nothing: the robot's own `reset` tells the process."""
 
     def check(self, command: npt.NDArray[np.float32], state: npt.NDArray[np.float32] | None = None) -> GatedAction:  # noqa: ARG002
@@ -66,8 +68,12 @@ class RemoteGate:
             return GatedAction(self.hold(), "not finite: holding", Verdict.NONFINITE)
         return GatedAction(command, "")
 
+    def brake(self, reason: str = "", state: npt.NDArray[np.float32] | None = None) -> GatedAction:  # noqa: ARG002
+        """See `Gate`: the process does it."""
+        return GatedAction(self.hold(), reason)
+
     def hold(self) -> npt.NDArray[np.float32]:
-        """See `Gate`: the process is asked to decelerate and hold, whatever the values are."""
+        """The next command [A] asks the process to decelerate and hold, whatever the values are."""
         self.holding = True
         return self._nothing
 

@@ -34,6 +34,7 @@ from sop.core.episode import SafetyCounts
 Vector = npt.NDArray[np.float64]
 CLAMPS_TO_STOP = 3
 """Clamped commands within one second of robot time that begin a controlled stop."""
+NOWHERE = "the measured pose is not known: nothing is written"
 _TAKING_UP = frozenset({"acceleration limited", "jerk limited"})
 _TOLERANCE = 1e-6
 """A change below this share of an element's range is rounding, not a clamp."""
@@ -45,7 +46,7 @@ class Verdict(StrEnum):
     PASSED = "passed"
     CLAMPED = "clamped"
     NONFINITE = "nonfinite"
-    """Not finite or of a wrong shape: the robot decelerates and holds."""
+    """Not finite, of a wrong shape, or without a measured pose to begin from: the robot decelerates and holds."""
     STOPPED = "stopped"
     """A controlled stop began with this command."""
     CLOSED = "closed"
@@ -94,8 +95,9 @@ class Gate(Protocol):
     """What the control loop needs of a gate:
 
     gate.refresh(); gate.closed                          # between episodes: a closed gate moves nothing
-    gate.reset()                                         # an episode begins
-    gated = gate.check(gate.hold() if command is None else command, state)        # every step
+    gate.reset(state); gate.located                      # an episode begins, if it is known where
+    gated = gate.check(command, state)                   # every step that has a command
+    gated = gate.brake(state=state); gate.at_rest        # every one that has none, until it stands
     """
 
     @property
@@ -108,20 +110,26 @@ class Gate(Protocol):
         """Whether the last action that was let through moves nothing."""
         ...
 
+    @property
+    def located(self) -> bool:
+        """Whether it is known from where absolute targets begin: until then no action stands for standing still, and
+        nothing that the gate says may be executed. Always, where nothing says what is a target."""
+        ...
+
     def refresh(self) -> None:
         """Look whether a person has cleared the latch."""
         ...
 
-    def reset(self) -> None:
-        """An episode begins; the robot stands still."""
+    def reset(self, state: npt.NDArray[np.float32] | None = None) -> None:
+        """An episode begins; the robot stands still, where it was measured [S]."""
         ...
 
     def check(self, command: npt.NDArray[np.float32], state: npt.NDArray[np.float32] | None = None) -> GatedAction:
         """The action [A] that is executed instead of the command [A]; `state` [S] is what was measured."""
         ...
 
-    def hold(self) -> npt.NDArray[np.float32]:
-        """The command [A] that stops motion."""
+    def brake(self, reason: str = "", state: npt.NDArray[np.float32] | None = None) -> GatedAction:
+        """The action [A] for a step without a command: decelerate within the limits, and hold."""
         ...
 
 
@@ -146,8 +154,8 @@ class SafetyGate:
         slew = [np.inf if limit is None else limit for limit in embodiment.max_action_change]
         self._max_change = np.asarray(slew, np.float64)
         self._holds = np.asarray([value is not None for value in embodiment.hold_action])
-        values = [0.0 if value is None else value for value in embodiment.hold_action]
-        self._hold_values = np.clip(np.asarray(values, np.float64), self._low, self._high)
+        values = np.asarray([0.0 if value is None else value for value in embodiment.hold_action], np.float32)
+        self._hold_values = np.clip(values.astype(np.float64), self._low, self._high)
         self._motion = None if limits is None else MotionLimits(limits.check(embodiment), embodiment)
         self._window = round(embodiment.control_hz)
         self._clamped_at: deque[int] = deque(maxlen=CLAMPS_TO_STOP)
@@ -169,39 +177,38 @@ class SafetyGate:
 
     @property
     def located(self) -> bool:
-        """Whether it is known from where absolute targets begin: until then no action stands for standing still.
-        Always, without limits: nobody says then what is a target."""
+        """See `Gate`. Limits ask for a measurement of every absolute target."""
         return self._motion is None or self._motion.located
 
     def refresh(self) -> None:
         """See `Gate`. Reads the latch's record."""
         self.latch.refresh()
 
-    def reset(self) -> None:
+    def reset(self, state: npt.NDArray[np.float32] | None = None) -> None:
         """Begin an episode: the robot stands still. A closed latch stays closed."""
         self._last = self._hold_values
         self._clamped_at.clear()
         self._take_up_until = self._step + self._window
         if self._motion is not None:
             self._motion.reset()
+        self._see(state)
 
     def check(self, command: npt.NDArray[np.float32], state: npt.NDArray[np.float32] | None = None) -> GatedAction:
         """Turn a command [A] into an action that may be executed. Never raises for wrong numbers.
 
         Args:
             command: of a policy or a person.
-            state: measured now [S]; limits that need it do not apply without it.
+            state: measured now [S]; limits that need it do not apply without it, but before the first one that
+                says where absolute targets begin (`located`) the gate lets nothing through.
         """
         self._step += 1
         self._see(state)
+        if not self.located:
+            return self._nowhere()
         if self.latch.reason:
             return self._brake(state, self.latch.reason, Verdict.CLOSED)
-        if command.shape != self._low.shape:
-            return self._brake(state, f"shape {command.shape} is not {self._low.shape}: holding", Verdict.NONFINITE)
-        if not np.isfinite(command).all():
-            return self._brake(state, "not finite: holding", Verdict.NONFINITE)
-        if self._motion is not None and state is not None and not np.isfinite(state).all():
-            return self._brake(state, "the measured state is not finite: holding", Verdict.NONFINITE)
+        if nonsense := self._nonsense(command, state):
+            return self._brake(state, f"{nonsense}: holding", Verdict.NONFINITE)
         action, changed = self._within(command.astype(np.float64), state, slew=True)
         if self._clamps_too_often(changed):
             self.latch.close(f"{CLAMPS_TO_STOP} commands clamped within 1 s, the last one: {', '.join(changed)}")
@@ -209,11 +216,11 @@ class SafetyGate:
         self._let_through(action)
         return GatedAction(action.astype(np.float32), ", ".join(changed), _verdict(bool(changed)))
 
-    def brake(self, reason: str, state: npt.NDArray[np.float32] | None = None) -> GatedAction:
+    def brake(self, reason: str = "", state: npt.NDArray[np.float32] | None = None) -> GatedAction:
         """Instead of a command for this step: decelerate within the limits, and hold. Closes no latch."""
         self._step += 1
         self._see(state)
-        return self._brake(state, reason, Verdict.PASSED)
+        return self._brake(state, reason, Verdict.PASSED) if self.located else self._nowhere()
 
     def hold(self) -> npt.NDArray[np.float32]:
         """The action that stops motion [A], at once when there are no limits, else as fast as they allow."""
@@ -225,6 +232,21 @@ class SafetyGate:
         """The first measurement says where an absolute target starts from."""
         if self._motion is not None and state is not None:
             self._last = self._motion.start_at(self._last, state)
+
+    def _nonsense(self, command: npt.NDArray[np.float32], state: npt.NDArray[np.float32] | None) -> str:
+        """Why nothing can be made of the numbers; empty when something can."""
+        if command.shape != self._low.shape:
+            return f"shape {command.shape} is not {self._low.shape}"
+        if not np.isfinite(command).all():
+            return "not finite"
+        if self._motion is not None and state is not None and not np.isfinite(state).all():
+            return "the measured state is not finite"
+        return ""
+
+    def _nowhere(self) -> GatedAction:
+        """What is said before it is known where the robot is: nothing to execute, and nothing is taken for executed."""
+        self._take_up_until = self._step + self._window
+        return GatedAction(self._last.astype(np.float32), NOWHERE, Verdict.NONFINITE)
 
     def _brake(self, state: npt.NDArray[np.float32] | None, reason: str, verdict: Verdict) -> GatedAction:
         action, _ = self._within(self.hold().astype(np.float64), state, slew=False)

@@ -32,8 +32,12 @@ class Admission:
     accepts: Callable[[PolicyManifest], str | None]
     """Why this robot cannot run a policy, in words; None when it can."""
 
-    def fetch(self, version: int) -> tuple[KeptPolicy, PolicyStatement | None]:
+    def fetch(self, version: int, *, named: bool = False) -> tuple[KeptPolicy, PolicyStatement | None]:
         """A published policy that this robot may run, and what was signed about it. Blocks for the transfer.
+
+        Args:
+            version: which one.
+            named: a person or the run asked for this very version (`PolicyVetting.admit`).
 
         Raises:
             NotFound: not published, or its tensors are gone.
@@ -51,7 +55,7 @@ class Admission:
                 signature = self.store.get(layout.policy_signature(version), slice(0, MAX_ENVELOPE_BYTES + 1))
             except NotFound as error:
                 raise Untrusted(f"policy {version}: nobody signed it") from error
-            statement = self.vetting.admit(policy, signature)
+            statement = self.vetting.admit(policy, signature, named=named)
         described = read_manifest(manifest, version)
         self.check(described)
         read = self.reader.read(described)

@@ -5,7 +5,7 @@
     signed by             candidate (policy), release (bans)          candidate (policy) and release (state)
     going back            only where the newest state bans            only when a newer state says so
                           what was accepted
-    expired statement     refused, unless accepted before             the state counts
+    expired statement     refused, unless accepted before or named    the state counts
     expired state         said (freeze)                               said (freeze), still obeyed
     expired trust root    grace: what acts goes on acting, nothing new is accepted; so with a damaged memory
 
@@ -176,8 +176,13 @@ class PolicyVetting:
             )
         return statement
 
-    def admit(self, policy: PolicyRef, signature: bytes) -> PolicyStatement:
+    def admit(self, policy: PolicyRef, signature: bytes, *, named: bool = False) -> PolicyStatement:
         """Everything: whether this robot may start to run the policy now.
+
+        Args:
+            policy: what was found.
+            signature: what lies beside it.
+            named: a person or the run asked for this very version, so that it may be old: see `expired`.
 
         Raises:
             Untrusted: it may not; says why.
@@ -189,16 +194,22 @@ class PolicyVetting:
         if objection := self.objection(policy):
             raise Untrusted(f"policy {policy.version}: {objection}")
         if self.wanted is None and self._channel == TRAIN:
-            self._not_older(statement)
+            self._not_older(statement, named=named)
         elif self.wanted is None:
             raise NotNow(f"no state of channel {self._channel} was seen yet: promote a policy, or check the store")
         return statement
+
+    def expired(self, statement: PolicyStatement) -> str:
+        """Since when a statement says nothing about today any more; empty while it does."""
+        if statement.expires_utc_ns > self._now_ns():
+            return ""
+        return f"policy {statement.policy.version}: its statement has expired on {_date(statement.expires_utc_ns)}"
 
     def accepted(self, statement: PolicyStatement) -> None:
         """The policy is ready to act: from now on nothing older is accepted. Blocks for a write to the disk."""
         self._memory.remember_policy(statement, min(statement.issued_utc_ns, self._latest_ns()))
 
-    def _not_older(self, statement: PolicyStatement) -> None:
+    def _not_older(self, statement: PolicyStatement, *, named: bool) -> None:
         """Rollback, replay, two policies of one number, a learner that lost its lease, times."""
         policy, name = statement.policy, f"policy {statement.policy.version}"
         floor = self.floor
@@ -215,8 +226,8 @@ class PolicyVetting:
                 f"{name}: published with lease {statement.fence}, after lease {newest_fence} was taken: by a learner "
                 "that lost the run. Stop that learner"
             )
-        if statement.expires_utc_ns <= self._now_ns():
-            raise NotNow(f"{name}: its statement has expired on {_date(statement.expires_utc_ns)}: {_ADVICE}")
+        if (expired := self.expired(statement)) and not named:
+            raise NotNow(f"{expired}: {_ADVICE}")
         if statement.issued_utc_ns > self._latest_ns():
             raise NotNow(
                 f"{name}: signed on {_date(statement.issued_utc_ns)}, which is more than a day ahead of this robot's "

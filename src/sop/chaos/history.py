@@ -56,6 +56,8 @@ class Acted:
     started_utc_ns: int
     swapped_utc_ns: int | None = None
     """When the robot began to act with that version, by the same clock."""
+    ended_utc_ns: int = 0
+    """By the same clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +275,12 @@ def _read_episode(key: str, data: bytes) -> Acted:
         raise InvalidRecord("episode", f"its own header says {own}")
     header = episode.header
     swapped = None if header.policy_times is None else header.policy_times.swapped_utc_ns
-    return Acted(version=header.policy_version, started_utc_ns=header.start_utc_ns, swapped_utc_ns=swapped)
+    return Acted(
+        version=header.policy_version,
+        started_utc_ns=header.start_utc_ns,
+        swapped_utc_ns=swapped,
+        ended_utc_ns=header.end_utc_ns,
+    )
 
 
 def _read_notes(store: ObjectStore) -> dict[str, str]:

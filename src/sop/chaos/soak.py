@@ -20,8 +20,8 @@ from threading import Event, Thread
 
 from sop.broadcast import published_versions
 from sop.chaos.nemesis import Nemesis, available
+from sop.chaos.recovery import Strike
 from sop.chaos.soak_watch import Look, Watch
-from sop.chaos.strikes import Strike
 from sop.chaos.target import Target
 from sop.config import RunConfig
 from sop.core.errors import RunError, SopError
@@ -185,11 +185,13 @@ def _attend(soak: Soak, children: Children, done: Callable[[Look], bool], say: C
     """Start again what died and look every few seconds, until a look says that it is done.
 
     Raises:
-        RunError: something dies again and again.
+        RunError: something dies again and again, or the strikes have broken off.
     """
     told_hour, looked = -1, -1e9
     while True:
         children.watch()
+        if soak.failure:
+            raise RunError(soak.failure)
         if time.monotonic() - looked >= soak.plan.look_every_s:
             looked = time.monotonic()
             look = soak.watch.look()
@@ -252,7 +254,7 @@ def _strike_until(soak: Soak, calm: Event, say: Callable[[str], None]) -> None:
         name = rng.choice(sorted(nemeses))
         what = _strike(nemeses[name], name, soak.target, rng)
         if what:
-            soak.strikes.append(Strike(round(time.monotonic() - began, 1), name, what))
+            soak.strikes.append(Strike(round(time.monotonic() - began, 1), name, what, round(time.time(), 3)))
             soak.struck_at_h.append(robot_s / 3600)
             say(f"  {robot_s / 3600:6.2f} h  {name}: {what}")
 

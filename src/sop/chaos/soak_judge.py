@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sop.chaos.history import History, check_history
+from sop.chaos.recovery import Strike, read_work, recovery_words, with_recovery
 from sop.chaos.soak import Soak
 from sop.chaos.soak_curve import (
     HOUR_S,
@@ -45,8 +46,9 @@ FALL = 0.02
 """A fall of the success rate by less is not worth a person's time."""
 GROWTH_PER_HOUR = 1e-3
 """Share of its memory by which a process may grow per robot hour: half a megabyte of 500."""
-BYTES_PER_EPISODE = 250
-"""What the learner may keep of every episode: its row of the index, its id, whether it was drawn."""
+BYTES_PER_EPISODE = 450
+"""What the learner may keep of every episode: its row of the index, its id, whether it was drawn (150), and while its
+file lies in the disk cache, which is bounded, the name and size of that (260)."""
 HANDLES_PER_HOUR = 0.1
 """Files, or threads, more per robot hour."""
 START_S, START_H = 20.0, 0.5
@@ -78,6 +80,7 @@ def judge(soak: Soak) -> Verdict:
     trends = dict(_trends(soak, episodes, per_hour))
     waiting = backlog(episodes, np.array([look.utc_s for look in watch.looks]))
     broken = tuple(_broken(soak, history, comparisons, trends, episodes))
+    strikes = with_recovery(soak.strikes, read_work(run, history.readable))
     summary = {
         "preset": run.config.preset,
         "seed": soak.plan.seed,
@@ -93,7 +96,7 @@ def judge(soak: Soak) -> Verdict:
         "broken": broken,
         "history": history.counts(),
         "violations": history.words(),
-        "strikes": [{**asdict(s), "at_h": h} for s, h in zip(soak.strikes, soak.struck_at_h, strict=True)],
+        "strikes": [{**asdict(s), "at_h": h} for s, h in zip(strikes, soak.struck_at_h, strict=True)],
         "restarts": soak.restarts,
         "learner_steps": history.last_step,
         "versions": max(published, default=0),
@@ -104,7 +107,7 @@ def judge(soak: Soak) -> Verdict:
         "code_version": code_version(),
         "cpu": cpu_model(),
     }
-    paragraph = _paragraph(summary, comparisons, trends, broken)
+    paragraph = _paragraph(summary, strikes, comparisons, trends, broken)
     (run.folder / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2))
     (run.folder / PICTURE).write_bytes(draw(watch.looks, per_hour, soak.struck_at_h, waiting))
     return Verdict(broken=broken, paragraph=paragraph, summary=summary)
@@ -200,6 +203,7 @@ def _highest(soak: Soak, waiting: npt.NDArray[np.int64], episodes: Episodes) -> 
 
 def _paragraph(
     summary: Mapping[str, Any],
+    strikes: tuple[Strike, ...],
     comparisons: list[Comparison],
     trends: Mapping[str, tuple[Trend, float]],
     broken: tuple[str, ...],
@@ -219,6 +223,7 @@ def _paragraph(
     parts = [done, lost]
     if recovered is not None:
         parts.insert(1, f"All were at work again {recovered:.0f} s after the last strike.")
+    parts += recovery_words(strikes)
     for found in comparisons:
         before, after = (f"{100 * good / total:.1f} %" for good, total in (found.earlier, found.later))
         low, high = (100 * bound for bound in found.interval)

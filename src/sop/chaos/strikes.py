@@ -1,7 +1,7 @@
 """Strikes a run on this machine until it ends, then checks its history: `sop chaos RUN`, `sop chaos --start debug`.
 
 seed -> which nemesis, when, on whom         the same seed draws the same; what it hits depends on the moment
-<run>/chaos.json                             strikes, numbers and violations
+<run>/chaos.json                             strikes with what followed each, numbers and violations
 """
 
 import random
@@ -18,6 +18,7 @@ import msgspec
 
 from sop.chaos.history import History, check_history
 from sop.chaos.nemesis import Nemesis, available
+from sop.chaos.recovery import Strike, read_work, with_recovery
 from sop.chaos.target import Target
 from sop.core import layout
 from sop.core.errors import RunError, SopError
@@ -33,16 +34,6 @@ END_S = 900.0
 _QUIET_S = 20.0
 """A run none of whose processes was seen for so long has ended."""
 _LOOK_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Strike:
-    """One that hit."""
-
-    at_s: float
-    """Since the first process of the fleet was seen."""
-    nemesis: str
-    what: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,14 +186,15 @@ def _strike(
             say(f"  {name} could not strike: {error}")
             continue
         if what:
-            hits.append(Strike(round(time.monotonic() - began, 1), name, what))
+            hits.append(Strike(round(time.monotonic() - began, 1), name, what, round(time.time(), 3)))
             say(f"  {hits[-1].at_s:6.1f} s  {name}: {what}")
     return tuple(hits)
 
 
 def _judge(target: Target, seed: int, hits: tuple[Strike, ...], code: int | None) -> Attack:
     history = check_history(target.run, damaged=target.damaged, ended=code in (None, 0))
-    attack = Attack(run=target.run.place, seed=seed, strikes=hits, exit_code=code, history=history)
+    strikes = with_recovery(hits, read_work(target.run, history.readable))
+    attack = Attack(run=target.run.place, seed=seed, strikes=strikes, exit_code=code, history=history)
     (target.run.folder / REPORT).write_bytes(attack.to_json())
     return attack
 

@@ -39,6 +39,7 @@ def _chaos(options: argparse.Namespace) -> int:
 
 
 def _strike(options: argparse.Namespace) -> int:
+    from sop.chaos.recovery import recovery_words
     from sop.chaos.strikes import attack_new, attack_running
 
     names = tuple(name for name in options.nemeses.split(",") if name)
@@ -57,6 +58,8 @@ def _strike(options: argparse.Namespace) -> int:
             options.run, strikes=options.kills, seed=options.seed, names=names, every_s=options.every, say=_say
         )
     print(f"seed {attack.seed}, {len(attack.strikes)} strikes, exit code of the run: {attack.exit_code}")
+    for line in recovery_words(attack.strikes):
+        print(line)
     _print_history(attack.history.counts(), attack.history.words())
     if len(attack.strikes) < options.kills:
         print(f"only {len(attack.strikes)} of {options.kills} strikes hit before the run ended")

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from sop.core.errors import RunError
+from sop.testing.servers.watchdog import Watchdog
 
 START_S = 20.0
 """How long a server may take until it answers."""
@@ -83,6 +84,7 @@ class NatsServer:
         """Start it (again): same port, same data. Does nothing when it runs. Returns when it answers."""
         if self._process is not None and self._process.poll() is None:
             return
+        self.kill()
         command = [_binary(), "--config", str(self.config)]
         if not self._listens:
             command += ["--addr", "127.0.0.1", "--port", str(self.port)]
@@ -90,6 +92,7 @@ class NatsServer:
             command += ["--jetstream", "--store_dir", str(self.data.parent)]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._watchdog = Watchdog(self._process.pid)
         try:
             self._await_answer(self._process)
         except BaseException:
@@ -123,6 +126,7 @@ class NatsServer:
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
+            self._watchdog.close()
             self._process.send_signal(how)
             try:
                 self._process.wait(START_S)

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sop.testing.servers.watchdog import Watchdog
+
 START_TIMEOUT_S = 60.0
 """A server that is not ready by then is broken; 3 to 10 s are usual."""
 STOP_TIMEOUT_S = 40.0
@@ -154,6 +156,7 @@ class S3Server:
             self._process = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
+        self._watchdog = Watchdog(self._process.pid)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
@@ -251,6 +254,7 @@ class S3Server:
     def _end(self, number: int) -> None:
         if self._process is None:
             return
+        self._watchdog.close()
         self._process.send_signal(number)
         try:
             self._process.wait(STOP_TIMEOUT_S)
