@@ -31,12 +31,8 @@ class IdSet:
         if number in self._recent:
             return True
         high, low = np.uint64(number >> 64), np.uint64(number & _LOW)
-        start = int(self._high.searchsorted(high))
-        while start < len(self._high) and self._high[start] == high:
-            if self._low[start] == low:
-                return True
-            start += 1
-        return False
+        start, stop = self._high.searchsorted(high, "left"), self._high.searchsorted(high, "right")
+        return bool((self._low[start:stop] == low).any())
 
     def add(self, number: int) -> bool:
         """Add an id; False (and nothing happens) when it is there already. Amortised constant time."""
