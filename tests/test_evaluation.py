@@ -1,5 +1,8 @@
 """Evaluation: each seed once, the same for everybody, nobody helps."""
 
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,8 @@ from sop.config import RobotConfig
 from sop.core.evaluation import EvaluationResult, TaskResult, wilson_interval
 from sop.core.policy import Conditioning
 from sop.evaluation import ExpertDriver, PolicyDriver, evaluate_task, merge, shard
-from sop.evaluator import asking, evaluate_part, make_request
+from sop.evaluator import asking, evaluate, evaluate_part, make_request
+from sop.processes import Job
 from sop.robots import make_robot
 from sop.runs import Run
 from sop.testing.policy import FakePolicy
@@ -93,3 +97,42 @@ def test_a_policy_can_be_asked_for_something_else_than_its_manifest_says(finishe
     for guidance in (float("nan"), float("inf"), -0.5):
         with pytest.raises(ValueError, match="0 or more and finite"):
             asking(plain, "good", guidance)
+
+
+class Done:
+    """A process that has already ended well."""
+
+    pid = 0
+
+    def poll(self) -> int:
+        """0"""
+        return 0
+
+    def terminate(self) -> None:
+        """Nothing runs."""
+
+    def kill(self) -> None:
+        """Nothing runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """0"""
+        return 0
+
+
+def test_every_worker_of_an_evaluation_has_the_identity_that_it_is_given_and_does_its_own_part(
+    finished_base: Run,
+) -> None:
+    request = replace(make_request(finished_base, "final", 0), tasks=("touch-red",), episodes=5)
+    started: list[Job] = []
+
+    def spawn(job: Job) -> Done:
+        started.append(job)
+        part, parts = map(int, job.arguments[-1].split("/"))
+        job.output.write_bytes(evaluate_part(finished_base, request, part, parts).to_json())
+        return Done()
+
+    own = {"SOP_IDENTITY": "/etc/sop/evaluator"}
+    found = evaluate(finished_base, request, workers=2, stop=threading.Event(), spawn=spawn, environment=own)
+    assert [(job.arguments[-1], job.environment) for job in started] == [("0/2", own), ("1/2", own)]
+    assert found.tasks["touch-red"].episodes == 5
+    assert finished_base.store.get(request.key) == found.to_json()

@@ -9,10 +9,12 @@ evaluations/<version>/final-bad-1.json          asked for something else than th
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
+from types import MappingProxyType
 
 import torch
 
@@ -94,7 +96,15 @@ def asking(request: Request, ask: str, guidance: float) -> Request:
     return replace(request, name=f"{request.name}-{ask}-{guidance:g}", conditioning=conditioning)
 
 
-def evaluate(run: Run, request: Request, *, workers: int, stop: Event, spawn: Spawn = spawn_here) -> EvaluationResult:
+def evaluate(
+    run: Run,
+    request: Request,
+    *,
+    workers: int,
+    stop: Event,
+    spawn: Spawn = spawn_here,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> EvaluationResult:
     """Evaluate with several processes and store the result (blocking); a stored one is returned as it is.
 
     Args:
@@ -102,6 +112,7 @@ def evaluate(run: Run, request: Request, *, workers: int, stop: Event, spawn: Sp
         workers: processes; 1 evaluates in this one.
         stop: ends it.
         spawn: starts the processes.
+        environment: variables of these processes alone, e.g. whose identity they have.
 
     Raises:
         RunError: a worker failed, or it was stopped: nothing is stored.
@@ -113,7 +124,7 @@ def evaluate(run: Run, request: Request, *, workers: int, stop: Event, spawn: Sp
     if workers == 1 and spawn is spawn_here:
         result = evaluate_part(run, request, 0, 1)
     else:
-        result = merge(_evaluate_in_processes(run, request, workers, stop, spawn))
+        result = merge(_evaluate_in_processes(run, request, workers, stop, spawn, environment=environment))
     try:
         run.store.put(request.key, result.to_json())
     except AlreadyExists:
@@ -180,7 +191,7 @@ def newest_version(run: Run) -> int:
 
 
 def _evaluate_in_processes(
-    run: Run, request: Request, workers: int, stop: Event, spawn: Spawn
+    run: Run, request: Request, workers: int, stop: Event, spawn: Spawn, *, environment: Mapping[str, str]
 ) -> list[EvaluationResult]:
     workers = min(workers, request.episodes)
     where = (run.place,) if spawn is spawn_here else run.address
@@ -195,6 +206,7 @@ def _evaluate_in_processes(
                 arguments=[*arguments, "--part", f"{part}/{workers}"],
                 output=Path(folder) / f"{part}.json",
                 errors=run.folder / "logs" / "evaluation.log",
+                environment=environment,
             )
             for part in range(workers)
         ]

@@ -195,7 +195,16 @@ class Launcher:
         def work() -> None:
             try:
                 workers = self._run.config.evaluation.workers
-                results.append(evaluate(self._run, request, workers=workers, stop=self._stop, spawn=self._spawn))
+                results.append(
+                    evaluate(
+                        self._run,
+                        request,
+                        workers=workers,
+                        stop=self._stop,
+                        spawn=self._spawn,
+                        environment=self._identity_of("evaluator"),
+                    )
+                )
             except RunError as error:
                 errors.append(error)
 
@@ -255,10 +264,14 @@ class Launcher:
         nice: int = 0,
     ) -> None:
         """Start a process of the run as `who` it is, by its own name if nothing else is said."""
-        own = {}
-        if self._identities is not None:
-            own = {VARIABLE: str(load_identity(self._identities / (who or name)).folder)}
+        own = self._identity_of(who or name)
         self._children.start(name, arguments, restart=restart, dispensable=dispensable, nice=nice, environment=own)
+
+    def _identity_of(self, who: str) -> dict[str, str]:
+        """The variable that gives a process its identity; nothing when nobody has one."""
+        if self._identities is None:
+            return {}
+        return {VARIABLE: str(load_identity(self._identities / who).folder)}
 
     def _watch(self, look: Callable[[RunView], bool]) -> None:
         """Keep the processes alive and the terminal up to date while `look` says so and nobody stops it."""
