@@ -146,11 +146,21 @@ def test_the_report_is_summary_table_and_picture_of_what_is_there(out: Path) -> 
 
 
 def test_tuned_bases_come_before_the_arms_that_need_them() -> None:
-    found = jobs(["seed1", "seed2"])
+    found = jobs(["seed1", "seed2"], tuple(ARMS))
     assert len(found) == 2 * (len(ARMS) + len(BASES))
     assert found[:2] == [Job("seed1/base-embed"), Job("seed1/base-text")]
     assert {job.after for job in found if job.name.startswith("seed2/tuned-text")} == {"seed2/base-text"}
     assert {job.after for job in found if "plain" in job.name} == {None}
+
+
+def test_some_arms_need_their_own_tuned_base_alone() -> None:
+    found = jobs(["seed1"], ("tuned-text-warm", "demonstrations"))
+    assert found == [
+        Job("seed1/base-text"),
+        Job("seed1/demonstrations"),
+        Job("seed1/tuned-text-warm", "seed1/base-text"),
+    ]
+    assert jobs(["seed1"], ("no-indicator",)) == [Job("seed1/no-indicator")]
 
 
 class Processes:
@@ -189,8 +199,8 @@ def test_finished_arms_are_skipped_and_a_failure_stops_only_what_needs_it(
     monkeypatch.setattr(x_ind, "POLL_S", 0)
     Processes.started.clear()
     write(tmp_path / "seed1" / "filtered" / RESULT, b"{}")
-    failed = run_jobs(jobs(["seed1"]), tmp_path, 2, threading.Event())
-    names = [job.name for job in jobs(["seed1"])]
+    failed = run_jobs(jobs(["seed1"], tuple(ARMS)), tmp_path, 2, threading.Event())
+    names = [job.name for job in jobs(["seed1"], tuple(ARMS))]
     assert sorted(Processes.started) == sorted(
         name for name in names if "filtered" not in name and "tuned-text" not in name
     )
@@ -199,7 +209,7 @@ def test_finished_arms_are_skipped_and_a_failure_stops_only_what_needs_it(
     assert failed["seed1/tuned-text-cold"] == "seed1/base-text failed"
     assert "base-text  FAILED" in capsys.readouterr().out
     Processes.started.clear()
-    run_jobs(jobs(["seed1"]), tmp_path, 2, threading.Event())
+    run_jobs(jobs(["seed1"], tuple(ARMS)), tmp_path, 2, threading.Event())
     assert Processes.started == ["seed1/base-text"]
 
 

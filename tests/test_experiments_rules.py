@@ -74,8 +74,8 @@ def labels_of(rule: Recap, episode: Any, source: Source = Source.ONLINE) -> Any:
     return rule.annotate(episode)
 
 
-def test_there_are_eight_combinations_and_three_controls() -> None:
-    assert set(ARMS) == EIGHT | {"positive-only", "no-indicator", "filtered"}
+def test_there_are_eight_combinations_and_four_controls() -> None:
+    assert set(ARMS) == EIGHT | {"positive-only", "no-indicator", "filtered", "demonstrations"}
     assert ARMS["plain-embed-warm"] == Arm(kind="embed", warm=True)
     assert ARMS["tuned-text-cold"] == Arm(tuned=True, kind="text")
     assert ARMS["positive-only"] == Arm(kind="embed", warm=True, negatives=False)
@@ -91,8 +91,19 @@ def test_an_arm_that_makes_no_sense_is_refused() -> None:
         Arm(warm=True)
     with pytest.raises(ValueError, match="without an indicator"):
         Arm(tuned=True)
-    with pytest.raises(ValueError, match="filters nothing"):
+    with pytest.raises(ValueError, match="leaves nothing out"):
         Arm(kind="text", filtered=True)
+    with pytest.raises(ValueError, match="leaves nothing out"):
+        Arm(kind="embed", demonstrations_alone=True)
+
+
+def test_a_plan_has_arms_that_exist_and_episodes() -> None:
+    assert replace(FULL, arms=("filtered",)).arms == ("filtered",)
+    for arms in ((), ("filtered", "filtered"), ("filtered", "best")):
+        with pytest.raises(ValueError, match="each once"):
+            replace(FULL, arms=arms)
+    with pytest.raises(ValueError, match="at least 1"):
+        replace(FULL, episodes=0)
 
 
 @pytest.mark.parametrize("name", sorted(ARMS))
@@ -107,7 +118,7 @@ def test_policy_settings_install_and_conditioning_are_those_of_the_arm(name: str
     assert (rule.settings.lookahead_s, rule.collection) == (0.2, Collection.ON_POLICY)
 
 
-@pytest.mark.parametrize("name", sorted(ARMS))
+@pytest.mark.parametrize("name", sorted(set(ARMS) - {"demonstrations"}))
 def test_all_arms_learn_from_the_same_windows_and_only_positive_only_hides_bad_ones(name: str) -> None:
     labels = labels_of(ready(ARMS[name]), fleet())
     # 14 policy steps, the best 40 % (6) are the last six; two steps before the takeover are bad, people are good
@@ -116,6 +127,16 @@ def test_all_arms_learn_from_the_same_windows_and_only_positive_only_hides_bad_o
     assert labels.loss_weight.tolist() == [1.0] * 16
     assert labels.can_start.all()
     assert labels.segment.tolist() == [0] * 6 + [1] * 2 + [2] * 2 + [3] * 6
+
+
+def test_the_control_of_demonstrations_alone_starts_no_window_where_a_policy_acted() -> None:
+    rule = ready(ARMS["demonstrations"])
+    labels = labels_of(rule, fleet())
+    assert not labels.can_start.any()  # people's steps in it are no demonstration either
+    rollout = make_episode("p" * 10, actor_id="base-0")
+    assert not rule.annotate(rollout).can_start.any()
+    shown = make_episode("h" * 10, policy_version=None, actor_id="lab-0")
+    assert rule.annotate(shown).can_start.all()
 
 
 def test_a_tuned_base_learns_which_three_tenths_of_the_demonstrations_are_best() -> None:

@@ -29,12 +29,14 @@ class Arm:
     """Whether the policy is told of bad actions; else these train the null branch."""
     filtered: bool = False
     """Learn from windows alone that RECAP calls positive; only without an indicator."""
+    demonstrations_alone: bool = False
+    """Take the same steps without anything that the base policy or the fleet did; only without an indicator."""
 
     def __post_init__(self) -> None:
         if self.kind is None and (self.tuned or self.warm):
             raise ValueError("an arm without an indicator has no tuned base and no warm-up")
-        if self.kind is not None and self.filtered:
-            raise ValueError("an arm that is told of good and bad filters nothing")
+        if self.kind is not None and (self.filtered or self.demonstrations_alone):
+            raise ValueError("an arm that is told of good and bad leaves nothing out")
 
     @property
     def base(self) -> str | None:
@@ -53,9 +55,10 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "positive-only": Arm(kind="embed", warm=True, negatives=False),
         "no-indicator": Arm(),
         "filtered": Arm(filtered=True),
+        "demonstrations": Arm(demonstrations_alone=True),
     }
 )
-"""The eight combinations, and three controls."""
+"""The eight combinations, and four controls."""
 BASES: Mapping[str, Kind] = MappingProxyType({"base-embed": "embed", "base-text": "text"})
 """Jobs that make the tuned base policies."""
 
@@ -67,10 +70,12 @@ class Plan:
     What it costs per arm and seed on one core, a learner step being 0.1 to 0.15 s and an evaluation episode 0.2 s: at
     most 150 + 475 + 160 steps (80 to 120 s), 6 x 4 x 8 episodes for the curve (40 s), 6 x 4 x 12 and 2 x 10 at the
     end (60 s; those with beta > 1 plan twice as long), 48 pairs of look-aheads (15 s), values of 200 episodes once per
-    seed (30 s): about four minutes. Eleven arms and two tuned bases (a minute each) at three seeds with two workers:
+    seed (30 s): about four minutes. Twelve arms and two tuned bases (a minute each) at three seeds with two workers:
     little more than an hour, beside the streams, ten minutes each when they have to be recorded.
     """
 
+    arms: tuple[str, ...] = tuple(ARMS)
+    """Those that are run; `no-indicator` is the one that tells how good the base policy is."""
     preset: str = "metaworld"
     """Of streams that are recorded for the experiment."""
     stream_changes: tuple[str, ...] = ()
@@ -106,6 +111,13 @@ class Plan:
     """Scenes per fleet task from which the two look-aheads begin ..."""
     pair_chunks: tuple[int, ...] = (1, 4)
     """... after so many chunks of the null branch."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.arms if name not in ARMS]
+        if unknown or not self.arms or len(set(self.arms)) != len(self.arms):
+            raise ValueError(f"arms must be some of {', '.join(ARMS)}, each once; got {', '.join(self.arms) or 'none'}")
+        if self.episodes < 1:
+            raise ValueError(f"episodes of the fleet must be at least 1, got {self.episodes}")
 
 
 FULL = Plan()

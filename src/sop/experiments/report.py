@@ -13,7 +13,7 @@ import msgspec
 from sop.core.errors import RunError
 from sop.experiments.arm import RESULT, Setup, write
 from sop.experiments.figure import paint_experiment
-from sop.experiments.plan import ARMS, Plan
+from sop.experiments.plan import Plan
 from sop.experiments.pooling import compare, pool_arm
 from sop.provenance import code_version, cpu_model
 
@@ -29,11 +29,11 @@ def write_report(out: Path) -> dict[str, Any]:
         RunError: no arm has a result.
     """
     setup = Setup.read(out)
-    results = {arm: _results(out, setup, arm) for arm in ARMS}
+    results = {arm: _results(out, setup, arm) for arm in setup.plan.arms}
     arms = {arm: pool_arm(found) for arm, found in results.items() if found}
     if not arms:
         raise RunError(f"{out} has no result of an arm yet")
-    jobs = len(ARMS) * len(setup.streams)
+    jobs = len(setup.plan.arms) * len(setup.streams)
     summary = {
         "experiment": "x-ind",
         "complete": sum(len(found) for found in results.values()) == jobs,

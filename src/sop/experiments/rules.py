@@ -5,6 +5,7 @@ most             all windows                       +1, -1 or nothing
 positive-only    all windows                       +1 or nothing
 no-indicator     all windows                       nothing
 filtered         windows that are +1               nothing
+demonstrations   people's, before the fleet        nothing
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from sop.algorithms.base import TrainedPolicy
 from sop.algorithms.critic import Critic, ValueModel
 from sop.algorithms.recap import Recap, RecapSettings
 from sop.core.errors import RunError
-from sop.core.experience import Batch, Collection, Library, StoredEpisode
+from sop.core.experience import Batch, Collection, Library, StepLabels, StoredEpisode
 from sop.core.policy import Conditioning
 from sop.core.settings import build_settings
 from sop.experiments.plan import Arm, Kind, Plan
@@ -50,6 +51,8 @@ def arm_settings(arm: Arm, plan: Plan, recorded: Mapping[str, Any]) -> dict[str,
 def make_rule(arm: Arm, plan: Plan, recorded: Mapping[str, Any], control_hz: float) -> "GivenValues":
     """The rule of an arm; it needs `use_values` before anything else."""
     settings = build_settings(RecapSettings, arm_settings(arm, plan, recorded), "algorithm recap")
+    if arm.demonstrations_alone:
+        return DemonstrationsAlone(settings, control_hz, filtered=False)
     if arm.kind is None:
         return WithoutIndicator(settings, control_hz, filtered=arm.filtered)
     return GivenValues(settings, control_hz)
@@ -122,6 +125,17 @@ class WithoutIndicator(GivenValues):
             return losses
         positive = torch.from_numpy(batch.advantage_indicator > 0).to(losses.device)
         return torch.where(positive, losses, losses.detach())
+
+
+class DemonstrationsAlone(WithoutIndicator):
+    """As many steps, on what was recorded without a policy."""
+
+    def annotate(self, episode: StoredEpisode) -> StepLabels:
+        """See `Algorithm`; no window starts in an episode in which a policy acted."""
+        labels = super().annotate(episode)
+        if episode.policy_version is None:
+            return labels
+        return replace(labels, can_start=np.zeros_like(labels.can_start))
 
 
 class FittedCritic(Critic):

@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sop.core import layout
 from sop.core.errors import RunError
@@ -57,7 +58,7 @@ def run_command(options: argparse.Namespace) -> int:
     if not options.report_only:
         if options.workers < 1:
             raise ValueError(f"--workers must be at least 1, got {options.workers}")
-        plan = QUICK if options.quick else FULL
+        plan = chosen_plan(options)
         seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else None
         if options.streams:
             streams = name_streams(options.streams, seeds)
@@ -113,17 +114,31 @@ def run_experiment(
     setup.save(out)
     for place in streams.values():
         open_stream(place, plan.episodes)
-    return run_jobs(jobs(sorted(streams)), out, workers, stop)
+    return run_jobs(jobs(sorted(streams), plan.arms), out, workers, stop)
 
 
-def jobs(seeds: Sequence[str]) -> list[Job]:
-    """All jobs of an experiment, in the order in which they are started: seed by seed, tuned bases first."""
+def chosen_plan(options: argparse.Namespace) -> Plan:
+    """The full plan or the quick one, with the arms and episodes that were asked for.
+
+    Raises:
+        ValueError: no such arm, or no episodes.
+    """
+    chosen: dict[str, Any] = {"arms": options.arms and tuple(options.arms), "episodes": options.episodes}
+    return replace(
+        QUICK if options.quick else FULL, **{name: value for name, value in chosen.items() if value is not None}
+    )
+
+
+def jobs(seeds: Sequence[str], arms: Sequence[str]) -> list[Job]:
+    """All jobs of an experiment, in the order in which they are started: seed by seed, the tuned bases that its arms
+    need first."""
+    needed = {ARMS[name].base for name in arms}
+    plain_first = sorted(arms, key=lambda name: ARMS[name].tuned)
     found = []
     for seed in seeds:
-        found += [Job(f"{seed}/{name}") for name in BASES]
-        plain_first = sorted(ARMS.items(), key=lambda item: item[1].tuned)
+        found += [Job(f"{seed}/{name}") for name in BASES if name in needed]
         found += [
-            Job(f"{seed}/{name}", None if arm.base is None else f"{seed}/{arm.base}") for name, arm in plain_first
+            Job(f"{seed}/{name}", base and f"{seed}/{base}") for name in plain_first for base in [ARMS[name].base]
         ]
     return found
 
