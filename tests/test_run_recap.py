@@ -183,6 +183,7 @@ def test_base_actors_are_shown_before_the_fleet_and_counted_for_none(tmp_path: P
     assert "base-0" in shown
     assert "lab-0" not in shown
     assert logged.steps == []
+    run.store.put(ROLLOUT, b"an episode")
     event = EpisodeCommitted(key=ROLLOUT, outcome=Outcome.SUCCESS, ended_utc_ns=1, spooled_utc_ns=1, committed_utc_ns=2)
     bus.publish(TOPIC_EPISODES, encode_event(event), event_id="1")
     assert "base-0" not in polled("robot-0")

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from sop.buffer.sequences import SequenceProgress
 from sop.core import layout
 from sop.core.episode import Outcome
-from sop.core.errors import InvalidRecord, StoreUnavailable
+from sop.core.errors import InvalidRecord, NotFound, StoreUnavailable
 from sop.core.evaluation import EvaluationResult
 from sop.core.events import (
     TOPIC_ACTORS,
@@ -84,7 +85,7 @@ class Monitor:
         self._metrics = metrics
         self._clock = clock
         self._cursors: dict[str, Cursor | None] = {}
-        self._counted: set[str] = set()
+        self._counted: dict[tuple[str, str], SequenceProgress] = {}
         self._logged_at = self._listed_at = clock() - 3600
         self._started_utc_ns = self._fleet_began_utc_ns = time.time_ns()
 
@@ -147,11 +148,22 @@ class Monitor:
 
     def _on_episode(self, data: bytes) -> None:
         event = decode_event(data, EpisodeCommitted)
-        EpisodeKey.parse(event.key)
-        if event.key in self._counted:  # an event may come twice
+        key = EpisodeKey.parse(event.key)
+        actor = key.folder, key.actor_id
+        if key.sequence in self._counted.get(actor, ()):  # an event may come twice
             return
-        self._counted.add(event.key)
+        if not self._is_stored(event.key):
+            raise InvalidRecord("key", f"{event.key!r} is announced and not in the store")
+        self._counted.setdefault(actor, SequenceProgress()).add(key.sequence, event.key)
         self.view.collected += not layout.from_lab(event.key) and event.outcome != Outcome.ABORTED
+
+    def _is_stored(self, key: str) -> bool:
+        """Events are hints: who invents some cannot end a collection early."""
+        try:
+            self._store.get(key, slice(0, 1))
+        except NotFound:
+            return False
+        return True
 
     def _on_policy(self, data: bytes) -> None:
         event = decode_event(data, PolicyPublished)

@@ -42,6 +42,10 @@ class SequenceProgress:
         """Whether a number is missing although a later one is known."""
         return bool(self._early)
 
+    def __contains__(self, sequence: int) -> bool:
+        """Whether the episode with this number is known."""
+        return sequence < self.next_sequence or any(run.first <= sequence < run.stop for run in self._early)
+
     def add(self, sequence: int, key: str) -> None:
         """Note that an episode is known; idempotent, any order."""
         self.extend([Run(sequence, sequence + 1, key)])
