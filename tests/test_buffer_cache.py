@@ -136,6 +136,30 @@ def test_a_directory_store_is_read_in_place_and_nothing_is_copied(tmp_path: Path
         payloads.get(key.replace("robot-0", "robot-1"))
 
 
+def test_a_directory_store_that_is_away_is_waited_for_and_one_that_stays_away_is_named(tmp_path: Path) -> None:
+    store, away = DirectoryStore(tmp_path / "store"), tmp_path / "away"
+    key, waits = put(store), list[float]()
+
+    def comes_back_after_three(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            away.rename(store.root)
+
+    payloads = LocalPayloads(store, pause=comes_back_after_three)
+    for reach in (lambda: payloads.get(key).num_steps, lambda: payloads.holding([key]).__enter__() and 4):
+        store.root.rename(away)
+        waits.clear()
+        assert reach() == 4
+        assert len(waits) == 3
+    store.root.rename(away)
+    waits.clear()
+    assert payloads.get(key).num_steps == 4, "what is open stays open"
+    waits += [0.0] * 3
+    with pytest.raises(StoreUnavailable, match="is its disk mounted"):
+        payloads.get(key.replace("robot-0", "robot-1"))
+    assert 10 < sum(waits) < 40
+
+
 def test_a_store_that_is_elsewhere_is_asked_once_per_episode_and_not_again_after_a_restart(tmp_path: Path) -> None:
     store = MemoryStore()
     keys = [put(store, number) for number in range(3)]

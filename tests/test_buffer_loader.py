@@ -1,7 +1,7 @@
 """From windows to batches: the same bits wherever they are made, in the order of the draws, labelled once."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,10 +12,11 @@ import pytest
 from buffer_examples import colourful, index_of, make_windows, put_episode
 from sop.algorithms import make_algorithm
 from sop.buffer import BatchLoader, Payloads, open_payloads
+from sop.buffer.cache import LocalPayloads
 from sop.buffer.loader import BatchLabels, LabelCache
 from sop.buffer.windows import valid_lengths
 from sop.core.codec import EncodedEpisode, decode, encode
-from sop.core.errors import InvalidRecord, StoreUnavailable
+from sop.core.errors import InvalidRecord, NotFound, StoreUnavailable
 from sop.core.experience import Batch, StepLabels, Windows, batch_hash
 from sop.testing.episodes import make_episode
 from sop.testing.memory import MemoryStore
@@ -121,6 +122,38 @@ def test_batches_are_the_same_bits_wherever_they_are_made(kind: str, workers: in
     for batch, windows in zip(got, WINDOWS + WINDOWS[:2] + WINDOWS, strict=True):
         assert batch.windows is windows
         assert_equal(batch, expected_batch(store, keys, windows))
+
+
+class Blinking(LocalPayloads):
+    """The store goes away after it was found there and before a worker looks, and comes back while somebody waits."""
+
+    def __init__(self, store: DirectoryStore, away: Path) -> None:
+        super().__init__(store, pause=lambda _: away.rename(store.root))
+        self.asked = 0
+        self._root, self._away = store.root, away
+
+    @contextmanager
+    def holding(self, keys: Sequence[str]) -> Iterator[Sequence[Path]]:
+        """Away during the first time."""
+        self.asked += 1
+        with super().holding(keys) as paths:
+            if self.asked == 1:
+                self._root.rename(self._away)
+            yield paths
+
+
+def test_a_store_that_is_away_for_a_moment_delays_a_batch_and_a_missing_episode_does_not_wait(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    keys = put_all(store)
+    payloads = Blinking(store, tmp_path / "away")
+    with closing(
+        BatchLoader(index_of(keys), payloads, ANNOTATE, lambda: WINDOWS[0], horizon=HORIZON, depth=1, decode_workers=1)
+    ) as loader:
+        assert_equal(loader.load(WINDOWS[2]), expected_batch(store, keys, WINDOWS[2]))
+        assert payloads.asked == 2
+        store.delete(keys[3])
+        with pytest.raises(NotFound, match=keys[3]):
+            loader.load(WINDOWS[1])
 
 
 def test_worker_processes_and_no_files_are_refused_at_the_start() -> None:

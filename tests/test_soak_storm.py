@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from sop.chaos import soak as module
 from sop.chaos.nemesis import Nemesis
 from sop.chaos.soak import Soak, SoakPlan, start_soak
 from sop.chaos.soak_watch import Watch
+from sop.chaos.target import Target
 from sop.core.errors import RunError, StoreUnavailable
 from sop.runs import Run, create_run
 
@@ -62,7 +64,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
 
     monkeypatch.setattr(module, "Children", fleet)
     monkeypatch.setattr(module, "take_base", take_base)
-    monkeypatch.setattr(module, "_STEP_S", 0.0)
+    monkeypatch.setattr(module, "_STEP_S", 0.001)
     struck(fleet, monkeypatch, lambda: "")
     return fleet
 
@@ -112,6 +114,32 @@ def test_strikes_come_by_the_robots_clock_and_are_told(
     assert soak.interrupted
     assert soak.failure == ""
     assert any("blow: hit 5" in line for line in lines)
+
+
+def test_nobody_is_killed_in_the_second_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create_run(tmp_path / "run", module.soak_config("debug", 0))
+    soak = Soak(run=run, plan=SoakPlan(hours=2.0, strike_every_s=1e-3), watch=Watch(Target(run)))
+    calm = Event()
+
+    def look(robot_s: float) -> None:
+        soak.watch.looks.append(SimpleNamespace(robot_s=robot_s))  # type: ignore[arg-type]
+
+    def work(name: str) -> str:
+        robot_s = soak.watch.looks[-1].robot_s + 30.0
+        look(robot_s)
+        if robot_s > 7200.0:
+            calm.set()
+        return name
+
+    kills = Nemesis(does="", touches="", strike=lambda target, rng: work("killed"), deadly=True)
+    hurts = Nemesis(does="", touches="", strike=lambda target, rng: work("hurt"))
+    waits = Nemesis(does="", touches="", strike=lambda target, rng: work(""))
+    monkeypatch.setattr(module, "available", lambda target: {"kill": kills, "hurt": hurts, "wait": waits})
+    monkeypatch.setattr(module, "_STEP_S", 0.001)
+    look(1.0)
+    module._strike_until(soak, calm, lambda line: None)
+    found = [(hit.what, at_h < 1.0) for hit, at_h in zip(soak.strikes, soak.struck_at_h, strict=True)]
+    assert set(found) == {("killed", True), ("hurt", True), ("hurt", False)}
 
 
 def test_what_cannot_be_struck_is_no_strike_and_ends_no_storm(

@@ -27,11 +27,13 @@ from sop.core.errors import InvalidRecord, NotFound, StoreUnavailable
 from sop.core.layout import EpisodeKey
 from sop.transport import DirectoryStore, ObjectStore
 from sop.transport.base import check_key
-from sop.transport.retry import Backoff, get_retrying
+from sop.transport.retry import Answer, Backoff, get_retrying, retrying
 
 _log = logging.getLogger(__name__)
 MAX_OPEN_FILES = 400
 """Episodes that a process keeps mapped; each costs a file descriptor, of which 1024 are common."""
+ATTEMPTS = 8
+"""Times that a store which is away is asked for an episode, within about 20 s."""
 MAX_UNWRITTEN_BYTES = 256 << 20
 """Of what `put` was given and is not on disk yet; more is dropped and fetched again when a window needs it."""
 
@@ -84,7 +86,7 @@ def open_payloads(store: ObjectStore, folder: Path, *, memory_bytes: int, disk_b
         return LocalPayloads(store)
 
     def fetch(key: str) -> bytes:
-        data = get_retrying(store, key, attempts=8, backoff=Backoff(random.Random()), pause=time.sleep)
+        data = get_retrying(store, key, attempts=ATTEMPTS, backoff=Backoff(random.Random()), pause=time.sleep)
         if content_hash(data) != EpisodeKey.parse(key).episode_id:
             raise InvalidRecord("episode_id", f"the store gives back other bytes for {key} than at ingest")
         return data
@@ -157,25 +159,37 @@ class LocalPayloads:
     costs a hundred times the window. Every access checks its own bounds instead (see `EncodedEpisode`).
 
     Args:
-        store: holds the episodes.
+        store: holds the episodes. When its folder is not there (unmounted, moved), whoever asks waits.
+        pause: waits for so many seconds.
     """
 
     on_disk = True
 
-    def __init__(self, store: DirectoryStore) -> None:
-        self._root = store.root
+    def __init__(self, store: DirectoryStore, pause: Callable[[float], object] = time.sleep) -> None:
+        self._store = store
+        self._pause = pause
         self._files = OpenFiles()
 
     def get(self, key: str) -> EncodedEpisode:
         """See `Payloads.get`; never fetches."""
-        return self._files.get(self._path(key))
+        path = self._path(key)
+
+        def read() -> EncodedEpisode:
+            try:
+                return self._files.get(path)
+            except NotFound:
+                self._store.require_root()
+                raise
+
+        return self._patiently(read)
 
     def put(self, key: str, episode: EncodedEpisode) -> None:
         """Nothing: the file is there."""
 
     @contextmanager
     def holding(self, keys: Sequence[str]) -> Iterator[Sequence[Path]]:
-        """See `Payloads.holding`; immediate. That the files are there is found out by whoever opens them."""
+        """See `Payloads.holding`; immediate while the store is there. Whether files are, is found by who opens them."""
+        self._patiently(self._store.require_root)
         yield [self._path(key) for key in keys]
 
     def close(self) -> None:
@@ -183,7 +197,10 @@ class LocalPayloads:
 
     def _path(self, key: str) -> Path:
         check_key(key)
-        return self._root / key
+        return self._store.root / key
+
+    def _patiently(self, read: Callable[[], Answer]) -> Answer:
+        return retrying(read, attempts=ATTEMPTS, backoff=Backoff(random.Random()), pause=self._pause)
 
 
 class CachedPayloads:

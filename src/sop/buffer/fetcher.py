@@ -12,6 +12,7 @@ import numpy as np
 from sop.buffer.cache import Payloads
 from sop.buffer.jobs import BatchPlan, allocate_fresh, assemble
 from sop.buffer.workers import DecodePool
+from sop.core.errors import NotFound, StoreUnavailable
 from sop.core.experience import Batch, batch_hash
 
 
@@ -42,8 +43,10 @@ class BatchFetcher:
         """
         if self._pool is None:
             return assemble(plan, [self._cache.get(key) for key in plan.keys], allocate_fresh)
-        with self._cache.holding(plan.keys) as paths:
-            return self._pool.load(plan, paths)
+        try:
+            return self._load_elsewhere(self._pool, plan)
+        except (NotFound, StoreUnavailable):  # a worker looks once; `holding` waits for a store that is away
+            return self._load_elsewhere(self._pool, plan)
 
     def submit(self, plan: BatchPlan) -> "Future[Batch]":
         """Make a batch in the background; the future raises like `load`."""
@@ -54,6 +57,10 @@ class BatchFetcher:
         self._executor.shutdown(wait=True, cancel_futures=True)
         if self._pool is not None:
             self._pool.close()
+
+    def _load_elsewhere(self, pool: DecodePool, plan: BatchPlan) -> Batch:
+        with self._cache.holding(plan.keys) as paths:
+            return pool.load(plan, paths)
 
 
 def relabelled(batch: Batch, plan: BatchPlan) -> Batch:

@@ -42,6 +42,8 @@ class Nemesis:
     """Blocks until it is undone; says what was hit, empty when there was nothing to hit."""
     needs: Callable[[Target], str] = lambda _: ""
     """Why it cannot strike this target; empty when it can."""
+    deadly: bool = False
+    """Whether processes die of it."""
 
 
 def kill(target: Target, rng: random.Random) -> str:
@@ -187,6 +189,7 @@ NEMESES: Mapping[str, Nemesis] = {
         does="SIGKILL of a robot, the learner or the evaluator",
         touches="one process of the run; its launcher starts it again",
         strike=kill,
+        deadly=True,
     ),
     "pause": Nemesis(
         does="SIGSTOP of all robots or of the learner, SIGCONT after 0.5 to 3 s",
@@ -197,6 +200,7 @@ NEMESES: Mapping[str, Nemesis] = {
         does="robots and learner die at once, and what was not synced is gone",
         touches="step journals' tails, sidecars and tensors of half-published versions; the launcher starts all again",
         strike=power_cut,
+        deadly=True,
     ),
     "store-away": Nemesis(
         does="the store does not answer",

@@ -1,7 +1,8 @@
 """`sop soak`: hours of robot time under fire, as fast as this machine can, then: was anything lost, did anything grow?
 
     prepare   lab demonstrations, base policy                          as in every run, or those of another
-    storm     robots at speed 0, learner, nemeses at random            until the robots have worked long enough
+    storm     robots at speed 0, learner, nemeses at random; in the    until the robots have worked long enough
+              second half none that kill: who lives long can grow
     settle    no strikes; every robot and the learner show up again    how long that takes is a number
     end       robots first, then the learner, which takes in the rest
     judge     history, curve, trends (soak_judge.py)
@@ -63,6 +64,8 @@ class SoakPlan:
     strike_every_s: float = 900.0
     """Robot time between two strikes, on average (exponential)."""
     look_every_s: float = LOOK_EVERY_S
+    deadly_share: float = 0.5
+    """Part of the time, from its beginning, in which strikes kill processes: a slope of memory needs long lives."""
 
     def __post_init__(self) -> None:
         if not (self.hours > 0 and self.strike_every_s > 0):
@@ -250,7 +253,8 @@ def _strike_until(soak: Soak, calm: Event, say: Callable[[str], None]) -> None:
         if robot_s < next_s:
             continue
         next_s = robot_s + rng.expovariate(1 / soak.plan.strike_every_s)
-        nemeses = available(soak.target)
+        deadly = robot_s < soak.plan.deadly_share * soak.plan.hours * 3600
+        nemeses = {name: one for name, one in available(soak.target).items() if deadly or not one.deadly}
         name = rng.choice(sorted(nemeses))
         what = _strike(nemeses[name], name, soak.target, rng)
         if what:

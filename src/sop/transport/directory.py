@@ -104,13 +104,13 @@ class DirectoryStore:
         """See `ObjectStore.keys`. Lists only the folders that can hold a key of the answer."""
         check_prefix(prefix)
         slash = prefix.rfind("/") + 1
-        self._require_root()
+        self.require_root()
         return self._walk(prefix[:slash], prefix, after or "")
 
     def folders(self, prefix: str) -> Iterator[str]:
         """See `ObjectStore.folders`."""
         check_folder(prefix)
-        self._require_root()
+        self.require_root()
         found: list[str] = []
         with _store_errors("list", self.root / prefix), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._check_links(self.root / prefix)
@@ -137,7 +137,7 @@ class DirectoryStore:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                self._require_root()
+                self.require_root()
                 raise NotFound(f"no object {key!r} in {self.root}") from error
             raise _unavailable("read", path, error) from error
         try:
@@ -149,8 +149,12 @@ class DirectoryStore:
         finally:
             os.close(descriptor)
 
-    def _require_root(self) -> None:
-        """A store that is gone (unmounted, moved) is unavailable; taking it for empty would lose its history."""
+    def require_root(self) -> None:
+        """A store that is gone (unmounted, moved) is unavailable; taking it for empty would lose its history.
+
+        Raises:
+            StoreUnavailable: its folder is not there.
+        """
         if not self.root.is_dir():
             raise StoreUnavailable(f"the store {self.root} is not there: is its disk mounted?")
 
