@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,14 @@ def test_a_finished_arm_is_not_done_again_and_an_unknown_one_is_refused(out: Pat
 
 def test_another_plan_needs_another_folder(out: Path) -> None:
     with pytest.raises(RunError, match="holds an experiment with another plan"):
-        run_experiment(out, QUICK, {"seed2": "elsewhere"}, workers=1, stop=threading.Event())
+        run_experiment(out, QUICK, {"seed1": "elsewhere"}, workers=1, stop=threading.Event())
+
+
+def test_more_seeds_and_other_arms_go_on_with_what_is_there() -> None:
+    before = Setup(plan=QUICK, streams={"seed1": "a"})
+    assert Setup(plan=replace(QUICK, arms=("filtered",)), streams={"seed1": "a", "seed2": "b"}).continues(before)
+    assert not Setup(plan=QUICK, streams={"seed1": "b"}).continues(before)
+    assert not Setup(plan=replace(QUICK, cooldown_steps=9), streams={"seed1": "a"}).continues(before)
 
 
 def test_every_stream_needs_a_seed_of_its_own(tmp_path: Path) -> None:

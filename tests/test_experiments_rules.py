@@ -14,6 +14,7 @@ from sop.core.episode import Outcome
 from sop.core.experience import Batch, Collection, Source, Windows
 from sop.experiments.plan import ARMS, BASES, FULL, Arm, evaluated
 from sop.experiments.rules import KeptValues, make_base_rule, make_rule
+from sop.experiments.x_ind import chosen_plan
 from sop.testing.episodes import TOY_BODY, make_episode
 from sop.testing.library import MemoryLibrary, tiny_policy
 
@@ -104,6 +105,20 @@ def test_a_plan_has_arms_that_exist_and_episodes() -> None:
             replace(FULL, arms=arms)
     with pytest.raises(ValueError, match="at least 1"):
         replace(FULL, episodes=0)
+
+
+def test_a_plan_takes_other_numbers_by_name_and_says_what_it_does_not_take() -> None:
+    plan = chosen_plan(FULL, ["filtered"], ["episodes=9", "betas=[0, 2]", "rollouts=value_only"])
+    assert plan == replace(FULL, arms=("filtered",), episodes=9, betas=(0.0, 2.0), rollouts="value_only")
+    assert chosen_plan(FULL, None, []) == FULL
+    for change, words in (
+        ("episode=9", "Did you mean 'episodes'"),
+        ("episodes=many", "int"),
+        ("episodes", "name=value"),
+        ("rollouts=none", "none"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            chosen_plan(FULL, None, [change])
 
 
 @pytest.mark.parametrize("name", sorted(ARMS))

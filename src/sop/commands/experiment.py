@@ -14,7 +14,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     experiment.add_argument("--seeds", help="of the streams, e.g. 1,2,3 (default; with --quick 1)")
     experiment.add_argument("--streams", nargs="+", metavar="RUN", help="finished runs of recap, one per seed")
     experiment.add_argument("--arms", nargs="+", metavar="ARM", help="some of x-ind's arms (default: all)")
-    experiment.add_argument("--episodes", type=int, help="of each stream's fleet that arms learn from (default 72)")
+    experiment.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="another number of x-ind's plan: episodes=200"
+    )
     experiment.add_argument("--out", type=Path, help="default: runs/NAME")
     experiment.add_argument("--workers", type=int, default=2, help="arms at a time (default 2)")
     what = experiment.add_mutually_exclusive_group()

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class Setup:
     plan: Plan
     streams: Mapping[str, str]
     """Seed, e.g. `seed1` -> place of its stream."""
+
+    def continues(self, before: "Setup") -> bool:
+        """Whether results of an earlier setup are results of this one, too: arms and seeds may differ, nothing else."""
+        same_plan = replace(before.plan, arms=self.plan.arms) == self.plan
+        return same_plan and all(self.streams.get(seed, place) == place for seed, place in before.streams.items())
 
     def save(self, out: Path) -> None:
         """Write `setup.json` (atomic)."""

@@ -12,12 +12,14 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from sop.core import layout
 from sop.core.errors import RunError
+from sop.core.settings import build_settings
 from sop.evaluator import newest_version
 from sop.experiments.arm import RESULT, SETUP, Setup, run_job
 from sop.experiments.plan import ARMS, BASES, FULL, QUICK, Plan
@@ -58,7 +60,7 @@ def run_command(options: argparse.Namespace) -> int:
     if not options.report_only:
         if options.workers < 1:
             raise ValueError(f"--workers must be at least 1, got {options.workers}")
-        plan = chosen_plan(options)
+        plan = chosen_plan(QUICK if options.quick else FULL, options.arms, options.set)
         seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else None
         if options.streams:
             streams = name_streams(options.streams, seeds)
@@ -106,10 +108,11 @@ def run_experiment(
         Jobs that failed -> why, with the end of their logs.
 
     Raises:
-        RunError: a stream cannot be used, or this folder holds an experiment with other numbers.
+        RunError: a stream cannot be used, or this folder holds an experiment with other numbers, or with another
+            stream for one of these seeds. More seeds and other arms go well together with what is there.
     """
     setup = Setup(plan=plan, streams=dict(streams))
-    if (out / SETUP).exists() and Setup.read(out) != setup:
+    if (out / SETUP).exists() and not setup.continues(Setup.read(out)):
         raise RunError(f"{out} holds an experiment with another plan or other streams: choose another --out")
     setup.save(out)
     for place in streams.values():
@@ -117,16 +120,22 @@ def run_experiment(
     return run_jobs(jobs(sorted(streams), plan.arms), out, workers, stop)
 
 
-def chosen_plan(options: argparse.Namespace) -> Plan:
-    """The full plan or the quick one, with the arms and episodes that were asked for.
+def chosen_plan(plan: Plan, arms: Sequence[str] | None, changes: Sequence[str]) -> Plan:
+    """A plan with other arms and single values changed, e.g. `["episodes=200", "betas=[0, 1, 2]"]`.
 
     Raises:
-        ValueError: no such arm, or no episodes.
+        ValueError: no such arm or value, or one that does not fit; says which.
     """
-    chosen: dict[str, Any] = {"arms": options.arms and tuple(options.arms), "episodes": options.episodes}
-    return replace(
-        QUICK if options.quick else FULL, **{name: value for name, value in chosen.items() if value is not None}
-    )
+    values = msgspec.to_builtins(plan)
+    for change in changes:
+        name, separator, text = change.partition("=")
+        if not separator:
+            raise ValueError(f"--set takes name=value, got {change!r}")
+        try:
+            values[name] = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            values[name] = text
+    return build_settings(Plan, values | ({"arms": arms} if arms else {}), "the plan of x-ind")
 
 
 def jobs(seeds: Sequence[str], arms: Sequence[str]) -> list[Job]:
