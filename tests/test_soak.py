@@ -10,7 +10,7 @@ import pytest
 from run_directory import START_UTC_S, RunDirectory, make_episode, utc_ns
 from sop.buffer import EpisodeRow, IndexSegments, RowBlock
 from sop.buffer.segments import IndexRows
-from sop.chaos import soak_judge
+from sop.chaos import soak_judge, soak_watch
 from sop.chaos.history import Acted
 from sop.chaos.recovery import Strike
 from sop.chaos.soak import Soak, SoakPlan, describe_look, soak_config
@@ -199,6 +199,20 @@ def test_journals_are_read_on_and_a_torn_line_waits_for_its_rest(directory: RunD
     assert (found.learner_step, found.version, found.learner_utc_s) == (40, 3, START_UTC_S + 5.0)
     lines = (directory.folder / "metrics" / "soak.jsonl").read_text().splitlines()
     assert [json.loads(line)["episodes"] for line in lines] == [1, 1, 2]
+
+
+def test_a_burst_of_episodes_does_not_hide_where_the_learner_is(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak_watch, "_TAIL_BYTES", 200)
+    watch = soak_of(directory).watch
+    assert (watch.look().learner_step, watch.look().version) == (0, -1)
+    directory.log("learner", 5.0, 40, {"learner/version": 3.0})
+    assert watch.look().learner_step == 40
+    for _ in range(20):
+        directory.log("learner", 6.0, 41, {"episode/steps": 7.0})
+    found = watch.look()
+    assert (found.learner_step, found.version, found.learner_utc_s) == (40, 3, START_UTC_S + 5.0)
 
 
 def test_a_process_is_measured_and_one_that_is_gone_is_not(

@@ -127,7 +127,8 @@ class Watch:
                     self._episodes += 1
 
     def _learner(self) -> tuple[int, int, float]:
-        """(step, version, when) of the learner's last report."""
+        """(step, version, when) of the learner's last report; those of the last look when newer lines tell of episodes
+        alone."""
         path = self.target.run.folder / "metrics" / "learner.jsonl"
         if not path.exists():
             return 0, -1, 0.0
@@ -138,6 +139,8 @@ class Watch:
             with suppress(ValueError, KeyError, TypeError):
                 record: dict[str, Any] = json.loads(line)
                 return int(record["step"]), int(record["learner/version"]), float(record["utc_s"])
+        if self.looks:
+            return self.looks[-1].learner_step, self.looks[-1].version, self.looks[-1].learner_utc_s
         return 0, -1, 0.0
 
     def _disk(self) -> float | None:
