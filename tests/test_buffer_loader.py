@@ -47,13 +47,23 @@ def open_loader(
     annotate: Callable[[EncodedEpisode], StepLabels] = ANNOTATE,
     draws: Iterator[Windows] | None = None,
     depth: int = 2,
+    label_bytes: int = GB,
 ) -> Iterator[BatchLoader]:
     payloads = open_payloads(store, folder, memory_bytes=GB, disk_bytes=disk_bytes)
     draw = (lambda: next(draws)) if draws is not None else lambda: pytest.fail("nothing is drawn")
     with (
         closing(payloads),
         closing(
-            BatchLoader(index_of(keys), payloads, annotate, draw, horizon=HORIZON, depth=depth, decode_workers=workers)
+            BatchLoader(
+                index_of(keys),
+                payloads,
+                annotate,
+                draw,
+                horizon=HORIZON,
+                depth=depth,
+                decode_workers=workers,
+                label_bytes=label_bytes,
+            )
         ) as loader,
     ):
         yield loader
@@ -230,6 +240,23 @@ def test_an_episode_is_annotated_once_until_the_algorithm_changes_its_mind(tmp_p
         loader.relabel()
         assert loader.load(WINDOWS[1]).loss_weight.tolist() == [[0.5] * 4]
     assert asked == [0, 1, 2, 3, 3]
+
+
+def test_an_episode_whose_labels_are_beyond_the_bound_is_annotated_again(tmp_path: Path) -> None:
+    store = MemoryStore()
+    keys = put_all(store)
+    asked: list[int] = []
+
+    def annotate(episode: EncodedEpisode) -> StepLabels:
+        asked.append(episode.header.sequence)
+        return ANNOTATE(episode)
+
+    for label_bytes, wanted in ((GB, [3, 0, 1]), (1, [3, 0, 1, 3])):
+        asked.clear()
+        with open_loader(store, keys, tmp_path, annotate=annotate, label_bytes=label_bytes) as loader:
+            for windows in (WINDOWS[1], make_windows([(0, 2), (1, 0)]), WINDOWS[1]):
+                assert_equal(loader.load(windows), expected_batch(store, keys, windows))
+        assert asked == wanted
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -266,6 +266,8 @@ class LearnerConfig:
     0 keeps them in memory, which needs `decode_workers` = 0."""
     cache_gb: float = 4.0
     """Bound of the encoded episodes kept in memory, gigabytes, when `disk_cache_gb` is 0."""
+    label_cache_mb: float = 256.0
+    """Bound of the labels kept in memory, megabytes; what is beyond is asked of the algorithm again."""
     device: str = "auto"
     """Where the learner computes, e.g. `cpu` or `cuda:0`; `auto` takes a GPU when there is one."""
     parallel: Literal["replicate", "shard"] = "replicate"
@@ -283,7 +285,8 @@ class LearnerConfig:
             _require(getattr(self, name) >= 1, f"learner.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("golden_observations", "decode_workers", "disk_cache_gb"):
             _require(getattr(self, name) >= 0, f"learner.{name} must be 0 or more, got {getattr(self, name)}")
-        _require(self.cache_gb > 0, f"learner.cache_gb must be positive, got {self.cache_gb}")
+        for name in ("cache_gb", "label_cache_mb"):
+            _require(getattr(self, name) > 0, f"learner.{name} must be positive, got {getattr(self, name)}")
         _require(
             self.publish_dtype in ("float32", "bfloat16"),
             f"learner.publish_dtype must be float32 or bfloat16, got {self.publish_dtype!r}",
@@ -292,10 +295,8 @@ class LearnerConfig:
             self.publish_encoding in ("auto", "full", "packed"),
             f"learner.publish_encoding must be auto, full or packed, got {self.publish_encoding!r}",
         )
-        _require(
-            self.parallel in ("replicate", "shard"),
-            f"learner.parallel must be replicate or shard, got {self.parallel!r}",
-        )
+        parallel = ("replicate", "shard")
+        _require(self.parallel in parallel, f"learner.parallel must be replicate or shard, got {self.parallel!r}")
         _require(self.lr > 0, f"learner.lr must be positive, got {self.lr}")
         _require(0 <= self.ema < 1, f"learner.ema must be in [0, 1), got {self.ema}")
 

@@ -246,7 +246,17 @@ def _loader(
 ) -> BatchLoader:
     size, depth, workers = config.batch_size, config.prefetch, config.decode_workers
     draw = partial(sampler.draw, size)
-    return BatchLoader(index, cache, annotate, draw, horizon=horizon, depth=depth, decode_workers=workers, part=mine)
+    return BatchLoader(
+        index,
+        cache,
+        annotate,
+        draw,
+        horizon=horizon,
+        depth=depth,
+        decode_workers=workers,
+        part=mine,
+        label_bytes=round(config.label_cache_mb * 2**20),
+    )
 
 
 def _reporter(bus: EventBus) -> Callable[[LearnerReported], None]:

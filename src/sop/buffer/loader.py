@@ -34,7 +34,7 @@ from sop.core.experience import Batch, StepLabels, Windows
 
 Annotate = Callable[[EncodedEpisode], StepLabels]
 LABEL_BYTES = 256 << 20
-"""Labels that are kept: 7 bytes per step, so those of about 120,000 episodes of 300 steps."""
+"""Labels that are kept if nothing else is said: 7 bytes per step, so those of about 120,000 episodes of 300 steps."""
 _ENTRY_BYTES = 600
 """What a kept entry costs beside its arrays' content."""
 
@@ -64,6 +64,7 @@ class BatchLoader:
         depth: batches drawn ahead.
         decode_workers: processes that decode; 0 decodes in a thread of this process. The batches are the same.
         part: what is fetched here of a plan, when other ranks fetch the rest; None fetches all of it.
+        label_bytes: bound of the labels that are kept.
 
     Raises:
         ValueError: worker processes and a cache without files.
@@ -80,10 +81,11 @@ class BatchLoader:
         depth: int,
         decode_workers: int = 0,
         part: Callable[[BatchPlan], BatchPlan] | None = None,
+        label_bytes: int = LABEL_BYTES,
     ) -> None:
         self._fetcher = BatchFetcher(cache, decode_workers)
         self._index = index
-        self._labels = LabelCache(cache, annotate, horizon, LABEL_BYTES)
+        self._labels = LabelCache(cache, annotate, horizon, label_bytes)
         self._draw = draw
         self._depth = depth
         self._part = part

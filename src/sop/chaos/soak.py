@@ -45,9 +45,11 @@ SETTINGS = (
     "learner.max_draws_per_start=0.5",
     "learner.publish_every=50",
     "learner.checkpoint_every=100",
+    "learner.label_cache_mb=1",
 )
 """What differs from the preset: no pacing, no end; the learner learns as fast as data come, all the time, instead of
-taking the processors from the robots. A reset takes what it takes in the other preset."""
+taking the processors from the robots. A reset takes what it takes in the other preset. A cache that would fill for days
+is full within two robot hours: what grows then is no cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,9 +46,8 @@ FALL = 0.02
 """A fall of the success rate by less is not worth a person's time."""
 GROWTH_PER_HOUR = 1e-3
 """Share of its memory by which a process may grow per robot hour: half a megabyte of 500."""
-BYTES_PER_EPISODE = 450
-"""What the learner may keep of every episode: its row of the index, its id, whether it was drawn (150), and while its
-file lies in the disk cache, which is bounded, the name and size of that (260)."""
+BYTES_PER_EPISODE = 150
+"""What the learner may keep of every episode for ever: its row of the index, its id, whether it was drawn."""
 HANDLES_PER_HOUR = 0.1
 """Files, or threads, more per robot hour."""
 START_S, START_H = 20.0, 0.5
