@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from sop.buffer import EpisodeIndex, EpisodeRow, IngestedEpisode
 from sop.core.codec import EncodedEpisode, content_hash, encode
 from sop.core.experience import Batch, Source, Windows
 from sop.core.layout import EpisodeKey
+from sop.learner import draws
 from sop.learner.draws import DrawLog
 from sop.testing.episodes import make_episode
 
@@ -95,6 +97,17 @@ def test_an_episode_is_new_once_and_carries_its_way_to_the_first_draw() -> None:
     assert (first.operators, first.human_steps, first.policy_version) == (("tester",), 2, 3)
     assert [draw.keys for draw in lineage.draws] == [(run.key(2), run.key(0), run.key(2)), (run.key(2), run.key(3))]
     assert [draw.batch_hash for draw in lineage.draws] == [f"{1:032x}", f"{2:032x}"]
+
+
+def test_what_waits_for_its_first_draw_is_bounded_and_the_oldest_lose_their_stamps_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(draws, "MAX_ARRIVALS", 3)
+    run = Setup()
+    run.draw(1, 0, 1)
+    oldest, next_one = run.log.hand_over().learned
+    assert (oldest.spooled_utc_ns, oldest.uploaded_utc_ns, oldest.indexed_utc_ns) == (None, None, 50)
+    assert (next_one.spooled_utc_ns, next_one.uploaded_utc_ns) == (5, 6)
 
 
 def test_each_draw_belongs_to_one_hand_over() -> None:

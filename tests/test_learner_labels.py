@@ -129,6 +129,15 @@ def test_base_rollouts_are_indexed_first_and_are_not_counted_as_collected(
         assert len(parts.books.index(parts.ingest.take(run.store.keys("episodes/")))) == parts.books.collected == 6
 
 
+def test_only_what_can_be_drawn_waits_for_its_first_draw(finished_base: Run, with_rollouts: list[str]) -> None:
+    with open_learner(finished_base, make_algorithm("hg_dagger", {"handover_s": 0.0}, control_hz=10.0)) as (_, parts):
+        parts.books.index(parts.ingest.take(all_keys(finished_base)))
+        rows = [parts.index.row(number) for number in range(len(parts.index))]
+        drawable = [number for number, row in enumerate(rows) if row.num_starts]
+        assert sorted(parts.books.draws._arrivals) == drawable
+        assert len(drawable) <= len(rows) - len(with_rollouts), "a policy's own steps teach HG-DAgger nothing"
+
+
 def test_numbers_behind_the_labels_are_stored_for_rollouts_and_the_fleet_but_not_for_demonstrations(
     finished_base: Run, with_rollouts: list[str]
 ) -> None:

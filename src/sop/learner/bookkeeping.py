@@ -98,7 +98,8 @@ class Bookkeeping:
             if not self._index.add(row):
                 continue
             self._cache.put(row.key, episode.encoded)
-            self.draws.arrived(len(self._index) - 1, episode)
+            if row.num_starts:
+                self.draws.arrived(len(self._index) - 1, episode)
             self._note(episode)
             if not before_fleet(row.actor_id):
                 self.fresh_starts += row.num_starts

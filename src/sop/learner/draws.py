@@ -12,7 +12,7 @@ from sop.buffer import EpisodeIndex, IngestedEpisode
 from sop.core.experience import Batch, Windows
 from sop.core.lineage import LearnedEpisode, Lineage, StepDraw
 
-MAX_ARRIVALS = 100_000
+MAX_ARRIVALS = 10_000
 """Episodes that wait for their first draw and whose way here is remembered; of older ones the stamps are lost."""
 
 
@@ -75,7 +75,7 @@ class DrawLog:
         self._handed_over_step = -1
 
     def arrived(self, row: int, episode: IngestedEpisode) -> None:
-        """An episode got a row of the index."""
+        """An episode in which windows start got a row of the index; of others no draw will ever come."""
         operators = tuple(sorted({mark.operator for mark in episode.encoded.interventions}))
         self._arrivals[row] = _Arrival(episode.spooled_utc_ns, episode.uploaded_utc_ns, operators)
         if len(self._arrivals) > MAX_ARRIVALS:
