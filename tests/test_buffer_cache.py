@@ -157,7 +157,9 @@ def test_a_directory_store_that_is_away_is_waited_for_and_one_that_stays_away_is
     waits += [0.0] * 3
     with pytest.raises(StoreUnavailable, match="is its disk mounted"):
         payloads.get(key.replace("robot-0", "robot-1"))
-    assert 10 < sum(waits) < 40
+    longest = [0.1 * 2**pause for pause in range(7)]
+    assert len(waits[3:]) == len(longest)
+    assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits[3:], longest, strict=True))
 
 
 def test_a_store_that_is_elsewhere_is_asked_once_per_episode_and_not_again_after_a_restart(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sop.algorithms.base import Origin
 from sop.algorithms.recap import Recap
 from sop.core.episode import Outcome
 from sop.core.experience import Batch, Collection, Source, Windows
@@ -75,12 +76,12 @@ def labels_of(rule: Recap, episode: Any, source: Source = Source.ONLINE) -> Any:
     return rule.annotate(episode)
 
 
-def test_there_are_eight_combinations_and_four_controls() -> None:
-    assert set(ARMS) == EIGHT | {"positive-only", "no-indicator", "filtered", "demonstrations"}
+def test_there_are_eight_combinations_and_five_controls() -> None:
+    assert set(ARMS) == EIGHT | {"positive-only", "no-indicator", "filtered", "weighted", "demonstrations"}
     assert ARMS["plain-embed-warm"] == Arm(kind="embed", warm=True)
     assert ARMS["tuned-text-cold"] == Arm(tuned=True, kind="text")
     assert ARMS["positive-only"] == Arm(kind="embed", warm=True, negatives=False)
-    assert (ARMS["no-indicator"], ARMS["filtered"]) == (Arm(), Arm(filtered=True))
+    assert (ARMS["no-indicator"], ARMS["filtered"]) == (Arm(), Arm(lessons="positive"))
     assert {name: arm.base for name, arm in ARMS.items() if arm.base} == {
         name: f"base-{ARMS[name].kind}" for name in EIGHT if name.startswith("tuned")
     }
@@ -93,9 +94,9 @@ def test_an_arm_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="without an indicator"):
         Arm(tuned=True)
     with pytest.raises(ValueError, match="leaves nothing out"):
-        Arm(kind="text", filtered=True)
+        Arm(kind="text", lessons="positive")
     with pytest.raises(ValueError, match="leaves nothing out"):
-        Arm(kind="embed", demonstrations_alone=True)
+        Arm(kind="embed", lessons="demonstrations")
 
 
 def test_a_plan_has_arms_that_exist_and_episodes() -> None:
@@ -133,7 +134,7 @@ def test_policy_settings_install_and_conditioning_are_those_of_the_arm(name: str
     assert (rule.settings.lookahead_s, rule.collection) == (0.2, Collection.ON_POLICY)
 
 
-@pytest.mark.parametrize("name", sorted(set(ARMS) - {"demonstrations"}))
+@pytest.mark.parametrize("name", sorted(set(ARMS) - {"demonstrations", "weighted"}))
 def test_all_arms_learn_from_the_same_windows_and_only_positive_only_hides_bad_ones(name: str) -> None:
     labels = labels_of(ready(ARMS[name]), fleet())
     # 14 policy steps, the best 40 % (6) are the last six; two steps before the takeover are bad, people are good
@@ -152,6 +153,21 @@ def test_the_control_of_demonstrations_alone_starts_no_window_where_a_policy_act
     assert not rule.annotate(rollout).can_start.any()
     shown = make_episode("h" * 10, policy_version=None, actor_id="lab-0")
     assert rule.annotate(shown).can_start.all()
+
+
+def test_the_weighted_control_weighs_policy_steps_by_advantage_and_hides_none() -> None:
+    rule = ready(ARMS["weighted"])
+    labels = labels_of(rule, fleet())
+    advantage = (-0.5 + 0.01 * np.arange(16) ** 2)[[*range(8), *range(10, 16)]]
+    assert (labels.advantage_indicator, labels.can_start.all()) == (None, True)
+    assert labels.loss_weight[8:10].tolist() == [1, 1]  # people's
+    assert labels.loss_weight[6:8].tolist() == pytest.approx([0.01, 0.01])  # before the takeover
+    threshold = rule.threshold(fleet(), Origin.FLEET)
+    assert threshold is not None
+    expected = np.exp((advantage - threshold.value) / (threshold.spread * 0.5)).clip(0.01, 3)
+    assert labels.loss_weight[:6] == pytest.approx(expected[:6], rel=1e-5)
+    assert labels.loss_weight[10:] == pytest.approx(expected[8:], rel=1e-5)
+    assert labels.loss_weight[5] < 1 < labels.loss_weight[10]
 
 
 def test_a_tuned_base_learns_which_three_tenths_of_the_demonstrations_are_best() -> None:

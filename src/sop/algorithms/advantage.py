@@ -129,6 +129,11 @@ class AdvantageRule(Imitation):
         """The rule's opinion: weight [T], positive where `plan.learned`; indicator [T], or None."""
         raise NotImplementedError
 
+    def threshold(self, episode: StoredEpisode, origin: Origin) -> Threshold | None:
+        """What an advantage of this episode's task has to exceed; None while there are too few to tell."""
+        source = Source.ONLINE if origin is Origin.FLEET else Source.OFFLINE
+        return self._thresholds.get(episode.task, source)
+
     def sidecar(self, episode: StoredEpisode) -> Sidecar | None:
         """Value, realised return and advantage per step, float32 [T].
 
@@ -195,10 +200,6 @@ class AdvantageRule(Imitation):
         if origin is Origin.ROLLOUT:
             return self._common.rollouts == "value_and_policy"
         return origin is Origin.FLEET
-
-    def _threshold(self, episode: StoredEpisode, origin: Origin) -> Threshold | None:
-        source = Source.ONLINE if origin is Origin.FLEET else Source.OFFLINE
-        return self._thresholds.get(episode.task, source)
 
     def _record(self, episode: StoredEpisode) -> None:
         origin = origin_of(episode)

@@ -102,7 +102,7 @@ class Recap(AdvantageRule):
         judged = plan.by_policy
         if plan.origin is Origin.DEMONSTRATION and self._judges(plan.origin):
             judged = np.ones_like(judged)
-        threshold = self._threshold(episode, plan.origin)
+        threshold = self.threshold(episode, plan.origin)
         if threshold is not None and judged.any():
             advantage = self.critic.scores(episode).advantage
             sign = np.where(advantage > np.float32(threshold.value), 1, -1)

@@ -58,15 +58,21 @@ class WeightedCloning(AdvantageRule):
         self, episode: StoredEpisode, plan: Plan
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8] | None]:
         """The formula at the top; no indicator."""
-        settings = self.settings
-        weight = np.ones(episode.num_steps)
-        threshold = self._threshold(episode, plan.origin)
-        if threshold is not None and (plan.learned & plan.by_policy).any():
-            advantage = self.critic.scores(episode).advantage.astype(np.float64)
-            exponent = (advantage - threshold.value) / (threshold.spread * settings.temperature)
-            judged = plan.by_policy & np.isfinite(exponent)
-            low, high = np.log([settings.min_weight, settings.max_weight])
-            weight[judged] = np.exp(exponent[judged].clip(low, high))
-        weight[plan.kind == StepKind.PRE_TAKEOVER] = settings.min_weight
-        weight[plan.by_policy] *= settings.policy_weight
-        return weight.astype(np.float32), None
+        return advantage_weights(self, episode, plan, self.settings), None
+
+
+def advantage_weights(
+    rule: AdvantageRule, episode: StoredEpisode, plan: Plan, settings: WeightedCloningSettings
+) -> npt.NDArray[np.float32]:
+    """Weights [T] of an episode's steps by the formula at the top, with the values and thresholds of `rule`."""
+    weight = np.ones(episode.num_steps)
+    threshold = rule.threshold(episode, plan.origin)
+    if threshold is not None and (plan.learned & plan.by_policy).any():
+        advantage = rule.critic.scores(episode).advantage.astype(np.float64)
+        exponent = (advantage - threshold.value) / (threshold.spread * settings.temperature)
+        judged = plan.by_policy & np.isfinite(exponent)
+        low, high = np.log([settings.min_weight, settings.max_weight])
+        weight[judged] = np.exp(exponent[judged].clip(low, high))
+    weight[plan.kind == StepKind.PRE_TAKEOVER] = settings.min_weight
+    weight[plan.by_policy] *= settings.policy_weight
+    return weight.astype(np.float32)

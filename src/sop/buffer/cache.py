@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 MAX_OPEN_FILES = 400
 """Episodes that a process keeps mapped; each costs a file descriptor, of which 1024 are common."""
 ATTEMPTS = 8
-"""Times that a store which is away is asked for an episode, within about 20 s."""
+"""Times that a store which is away is asked for an episode, within 6 to 13 s."""
 MAX_UNWRITTEN_BYTES = 256 << 20
 """Of what `put` was given and is not on disk yet; more is dropped and fetched again when a window needs it."""
 

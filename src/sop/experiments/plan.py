@@ -13,6 +13,9 @@ from types import MappingProxyType
 from typing import Literal
 
 Kind = Literal["embed", "text"]
+Lessons = Literal["all", "positive", "weighted", "demonstrations"]
+"""What gives a gradient: every window; those that RECAP calls positive; every window, by its advantage as in
+`weighted_bc`; or those of demonstrations alone, as if neither the base policy nor the fleet had done anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +30,13 @@ class Arm:
     """Whether the indicator is trained on the offline buffer before the stream begins."""
     negatives: bool = True
     """Whether the policy is told of bad actions; else these train the null branch."""
-    filtered: bool = False
-    """Learn from windows alone that RECAP calls positive; only without an indicator."""
-    demonstrations_alone: bool = False
-    """Take the same steps without anything that the base policy or the fleet did; only without an indicator."""
+    lessons: Lessons = "all"
+    """What it learns from, in as many steps; all, where it has an indicator."""
 
     def __post_init__(self) -> None:
         if self.kind is None and (self.tuned or self.warm):
             raise ValueError("an arm without an indicator has no tuned base and no warm-up")
-        if self.kind is not None and (self.filtered or self.demonstrations_alone):
+        if self.kind is not None and self.lessons != "all":
             raise ValueError("an arm that is told of good and bad leaves nothing out")
 
     @property
@@ -54,11 +55,12 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
     | {
         "positive-only": Arm(kind="embed", warm=True, negatives=False),
         "no-indicator": Arm(),
-        "filtered": Arm(filtered=True),
-        "demonstrations": Arm(demonstrations_alone=True),
+        "filtered": Arm(lessons="positive"),
+        "weighted": Arm(lessons="weighted"),
+        "demonstrations": Arm(lessons="demonstrations"),
     }
 )
-"""The eight combinations, and four controls."""
+"""The eight combinations, and five controls."""
 BASES: Mapping[str, Kind] = MappingProxyType({"base-embed": "embed", "base-text": "text"})
 """Jobs that make the tuned base policies."""
 
@@ -70,7 +72,7 @@ class Plan:
     What it costs per arm and seed on one core, a learner step being 0.1 to 0.15 s and an evaluation episode 0.2 s: at
     most 150 + 475 + 160 steps (80 to 120 s), 6 x 4 x 8 episodes for the curve (40 s), 6 x 4 x 12 and 2 x 10 at the
     end (60 s; those with beta > 1 plan twice as long), 48 pairs of look-aheads (15 s), values of 200 episodes once per
-    seed (30 s): about four minutes. Twelve arms and two tuned bases (a minute each) at three seeds with two workers:
+    seed (30 s): about four minutes. Thirteen arms and two tuned bases (a minute each) at three seeds with two workers:
     little more than an hour, beside the streams, ten minutes each when they have to be recorded.
     """
 

@@ -5,6 +5,7 @@ most             all windows                       +1, -1 or nothing
 positive-only    all windows                       +1 or nothing
 no-indicator     all windows                       nothing
 filtered         windows that are +1               nothing
+weighted         all windows, by advantage         nothing
 demonstrations   people's, before the fleet        nothing
 """
 
@@ -21,14 +22,16 @@ import torch
 from torch import Tensor
 
 from sop.algorithms import LossPolicy
+from sop.algorithms.advantage import Plan as EpisodePlan
 from sop.algorithms.base import TrainedPolicy
 from sop.algorithms.critic import Critic, ValueModel
 from sop.algorithms.recap import Recap, RecapSettings
+from sop.algorithms.weighted_bc import WeightedCloningSettings, advantage_weights
 from sop.core.errors import RunError
 from sop.core.experience import Batch, Collection, Library, StepLabels, StoredEpisode
 from sop.core.policy import Conditioning
 from sop.core.settings import build_settings
-from sop.experiments.plan import Arm, Kind, Plan
+from sop.experiments.plan import Arm, Kind, Lessons, Plan
 from sop.values import FitReport
 
 
@@ -51,11 +54,9 @@ def arm_settings(arm: Arm, plan: Plan, recorded: Mapping[str, Any]) -> dict[str,
 def make_rule(arm: Arm, plan: Plan, recorded: Mapping[str, Any], control_hz: float) -> "GivenValues":
     """The rule of an arm; it needs `use_values` before anything else."""
     settings = build_settings(RecapSettings, arm_settings(arm, plan, recorded), "algorithm recap")
-    if arm.demonstrations_alone:
-        return DemonstrationsAlone(settings, control_hz, filtered=False)
-    if arm.kind is None:
-        return WithoutIndicator(settings, control_hz, filtered=arm.filtered)
-    return GivenValues(settings, control_hz)
+    if arm.kind is not None:
+        return GivenValues(settings, control_hz)
+    return CONTROLS[arm.lessons](settings, control_hz)
 
 
 def make_base_rule(kind: Kind, plan: Plan, recorded: Mapping[str, Any], control_hz: float) -> "GivenValues":
@@ -98,16 +99,7 @@ class FromDemonstrations(GivenValues):
 
 
 class WithoutIndicator(GivenValues):
-    """The same windows and labels; the policy is told nothing.
-
-    Args:
-        settings, control_hz: see `Recap`.
-        filtered: windows that are not positive give no gradient (the sampler sees their losses all the same).
-    """
-
-    def __init__(self, settings: RecapSettings, control_hz: float, *, filtered: bool) -> None:
-        super().__init__(settings, control_hz)
-        self.filtered = filtered
+    """The same windows and labels; the policy is told nothing."""
 
     @property
     def policy_settings(self) -> Mapping[str, Any]:
@@ -119,12 +111,30 @@ class WithoutIndicator(GivenValues):
         return Conditioning()
 
     def loss(self, policy: LossPolicy, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The policy's loss [B]; of windows that are filtered out without a graph."""
-        losses = policy.loss(replace(batch, advantage_indicator=None), generator)
-        if not self.filtered or batch.advantage_indicator is None:
+        """The policy's loss [B]."""
+        return policy.loss(replace(batch, advantage_indicator=None), generator)
+
+
+class PositiveAlone(WithoutIndicator):
+    """Windows that are not positive give no gradient (the sampler sees their losses all the same)."""
+
+    def loss(self, policy: LossPolicy, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The policy's loss [B]; of windows that are left out without a graph."""
+        losses = super().loss(policy, batch, generator)
+        if batch.advantage_indicator is None:
             return losses
         positive = torch.from_numpy(batch.advantage_indicator > 0).to(losses.device)
         return torch.where(positive, losses, losses.detach())
+
+
+class Weighted(WithoutIndicator):
+    """Weights of `weighted_bc` with its defaults, from this rule's values and thresholds."""
+
+    def weights_and_indicator(
+        self, episode: StoredEpisode, plan: EpisodePlan
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8] | None]:
+        """See `AdvantageRule`; no indicator."""
+        return advantage_weights(self, episode, plan, WeightedCloningSettings()), None
 
 
 class DemonstrationsAlone(WithoutIndicator):
@@ -136,6 +146,15 @@ class DemonstrationsAlone(WithoutIndicator):
         if episode.policy_version is None:
             return labels
         return replace(labels, can_start=np.zeros_like(labels.can_start))
+
+
+CONTROLS: Mapping[Lessons, type[WithoutIndicator]] = {
+    "all": WithoutIndicator,
+    "positive": PositiveAlone,
+    "weighted": Weighted,
+    "demonstrations": DemonstrationsAlone,
+}
+"""Rules of the arms that are told nothing."""
 
 
 class FittedCritic(Critic):
