@@ -11,10 +11,12 @@ import torch
 
 from sop.algorithms.base import Origin
 from sop.algorithms.recap import Recap
+from sop.config import LearnerConfig
 from sop.core.episode import Outcome
 from sop.core.experience import Batch, Collection, Source, Windows
 from sop.experiments.plan import ARMS, BASES, FULL, Arm, evaluated
 from sop.experiments.rules import KeptValues, make_base_rule, make_rule
+from sop.experiments.training import cooled_down
 from sop.experiments.x_ind import chosen_plan
 from sop.testing.episodes import TOY_BODY, make_episode
 from sop.testing.library import MemoryLibrary, tiny_policy
@@ -131,7 +133,8 @@ def test_policy_settings_install_and_conditioning_are_those_of_the_arm(name: str
     assert rule.conditioning().advantage_indicator is (None if arm.kind is None else True)
     assert (rule.settings.warmup_max_steps, rule.settings.value_refresh) == (100, 0)
     assert (rule.settings.rollouts, rule.settings.demonstrations) == ("value_and_policy", "positive")
-    assert (rule.settings.lookahead_s, rule.collection) == (0.2, Collection.ON_POLICY)
+    collection = Collection.NOTHING if name == "demonstrations" else Collection.ON_POLICY
+    assert (rule.settings.lookahead_s, rule.collection) == (0.2, collection)
 
 
 @pytest.mark.parametrize("name", sorted(set(ARMS) - {"demonstrations", "weighted"}))
@@ -153,6 +156,14 @@ def test_the_control_of_demonstrations_alone_starts_no_window_where_a_policy_act
     assert not rule.annotate(rollout).can_start.any()
     shown = make_episode("h" * 10, policy_version=None, actor_id="lab-0")
     assert rule.annotate(shown).can_start.all()
+    assert rule.collection is Collection.NOTHING  # nor does it wait for such windows
+
+
+def test_a_control_that_waits_for_nothing_cools_down_in_the_last_steps_as_the_others_do() -> None:
+    assert FULL.learner_steps(72) == 71 * 5 + 1 + 120
+    factor = cooled_down(LearnerConfig(warmup_steps=20, cooldown_steps=120, cooldown_lr_factor=0.1), 476)
+    assert [factor(step) for step in (9, 19, 20, 356)] == pytest.approx([0.5, 1, 1, 1])
+    assert [factor(step) for step in (357, 416, 476)] == pytest.approx([1 - 0.9 / 120, 0.55, 0.1])
 
 
 def test_the_weighted_control_weighs_policy_steps_by_advantage_and_hides_none() -> None:

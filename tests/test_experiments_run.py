@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sop.experiments.plan import ARMS
+from sop.experiments.plan import ARMS, QUICK
 
 
 @pytest.mark.slow
@@ -35,6 +35,8 @@ def test_the_quick_experiment_runs_every_arm_and_goes_on_where_it_stopped(tmp_pa
     assert {name: arm["curve"][-1]["online_episodes"] for name, arm in summary["arms"].items()} == dict.fromkeys(
         ARMS, 6
     )
+    steps = {name: arm["steps"][0] - arm["warmup_steps"][0] for name, arm in summary["arms"].items()}
+    assert steps == dict.fromkeys(ARMS, QUICK.learner_steps(6)), "every arm takes as many steps"
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("seed1/*/result.json")}
     assert len(stamps) == len(ARMS) + 2
     subprocess.run(command, capture_output=True, check=True, env=environment)

@@ -121,6 +121,10 @@ class Plan:
         if self.episodes < 1:
             raise ValueError(f"episodes of the fleet must be at least 1, got {self.episodes}")
 
+    def learner_steps(self, episodes: int) -> int:
+        """Learner steps of an arm without a warm-up, whose stream has so many episodes."""
+        return (episodes - 1) * self.steps_per_episode + 1 + self.cooldown_steps
+
 
 FULL = Plan()
 QUICK = Plan(

@@ -56,7 +56,7 @@ def pool_arm(results: Sequence[Result]) -> dict[str, Any]:
     conditions = [name for name in final[0]["conditions"] if all(name in one["conditions"] for one in final)]
     own = final[0]["own"]
     found: dict[str, Any] = {
-        "settings": results[0]["settings"],
+        "settings": results[-1]["settings"],
         "seeds": [result["seed"] for result in results],
         "own_condition": own,
         "success": pooled([total(one["conditions"][own]) for one in final]),

@@ -138,7 +138,9 @@ class Weighted(WithoutIndicator):
 
 
 class DemonstrationsAlone(WithoutIndicator):
-    """As many steps, on what was recorded without a policy."""
+    """As many steps, on what was recorded without a policy; it waits for no episode."""
+
+    collection = Collection.NOTHING
 
     def annotate(self, episode: StoredEpisode) -> StepLabels:
         """See `Algorithm`; no window starts in an episode in which a policy acted."""

@@ -25,6 +25,7 @@ from sop.buffer import (
 from sop.buffer.library import StoreLibrary
 from sop.config import LearnerConfig
 from sop.core import layout
+from sop.core.experience import Collection
 from sop.core.lineage import Lineage
 from sop.core.policy import Weights
 from sop.experiments.plan import Arm, Kind, Plan
@@ -32,6 +33,7 @@ from sop.experiments.rules import GivenValues, make_base_rule, make_rule
 from sop.experiments.stream import Replay, Stream, load
 from sop.learner import Learner
 from sop.learner.learner import LearnerParts
+from sop.learner.optimization import constant_after_warmup
 from sop.learner.pretrain import cosine_after_warmup, pretrain
 from sop.learner.warmup import warm_up
 from sop.policies import TrainablePolicy, conditioned, make_policy
@@ -73,7 +75,8 @@ def train_arm(stream: Stream, arm: Arm, plan: Plan, folder: Path, *, base: Objec
         base: store whose version 0 is the arm's base policy.
         values: folder in which the values of episodes are kept.
     """
-    config = learner_config(stream.run.config.learner, plan)
+    steps = plan.learner_steps(len(stream.online))
+    config = replace(learner_config(stream.run.config.learner, plan), offline_steps=steps)
     rule = make_rule(arm, plan, stream.run.config.algorithm_settings, stream.run.manifest.embodiment.control_hz)
     rule.use_values(stream.rule_state, values)
     manifest, weights = fetch_policy(base, 0)
@@ -81,9 +84,11 @@ def train_arm(stream: Stream, arm: Arm, plan: Plan, folder: Path, *, base: Objec
     policy.load(weights, 0)
     policy = conditioned(policy, rule.policy_settings, stream.run.config.seed)
     stop = threading.Event()
-    with arm_parts(stream, folder, policy, rule, config, plan=plan) as (parts, replay):
+    waits = rule.collection is not Collection.NOTHING
+    schedule = None if waits else cooled_down(config, steps)
+    with arm_parts(stream, folder, policy, rule, config, plan=plan, schedule=schedule) as (parts, replay):
         episodes = _prepare(stream.offline, parts, rule)
-        learner = Learner(parts, config, target_episodes=len(stream.online))
+        learner = Learner(parts, config, target_episodes=len(stream.online) if waits else None)
         warm_up(learner, parts, episodes, stop, batch_size=config.batch_size)  # cold: no steps
         warmup_steps = learner.step
         replay.begin(lambda: learner.step)
@@ -127,6 +132,17 @@ def learner_config(recorded: LearnerConfig, plan: Plan) -> LearnerConfig:
         decode_workers=0,
         threads=1,
     )
+
+
+def cooled_down(config: LearnerConfig, steps: int) -> Callable[[int], float]:
+    """Learning-rate factor of a learner that collects, for one that does not: the same over `steps` steps in all."""
+    warm, began = constant_after_warmup(config.warmup_steps), steps - config.cooldown_steps
+
+    def factor(step: int) -> float:
+        cooled = min(1.0, max(0, step - began) / max(1, config.cooldown_steps))
+        return warm(step) * (1 + (config.cooldown_lr_factor - 1) * cooled)
+
+    return factor
 
 
 @contextmanager
