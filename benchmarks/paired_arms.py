@@ -1,0 +1,127 @@
+"""The arms of an X-IND against their base policy, scene by scene, on scenes that nobody has seen.
+
+    <folder>/seed1/<arm>/store   last policy  --.
+    stream of seed1, "run"       last policy  --+
+    stream of seed1, "base"      version 0    --+--> the same fresh scenes --> 0 or 1 per scene --> paired differences
+
+A difference of two policies on the same scenes needs several times fewer of them than one of two rates. Every seed has
+scenes of its own. `pooled` holds for these policies (bootstrap over scenes); `over_seeds` is Student's interval with
+the training seeds as the units, and is wide with three of them.
+
+    .venv/bin/python benchmarks/paired_arms.py runs/x-alone [--episodes 100] [--arms filtered weighted]
+"""
+
+import argparse
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sop.broadcast import fetch_manifest, published_versions
+from sop.core.policy import Conditioning
+from sop.experiments.arm import Setup
+from sop.experiments.measures import SEED_OFFSET, load_policy, success
+from sop.experiments.plan import ARMS
+from sop.experiments.training import STORE
+from sop.robots import make_robot
+from sop.runs import open_run
+from sop.transport import open_store
+
+BASE, RUN = "base", "run"
+FRESH = 2**18
+"""So far behind the scenes of X-IND's own evaluations, and before those of its look-aheads."""
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""97.5 % quantiles of Student's t with n - 1 degrees of freedom."""
+
+
+def outcomes(job: tuple[str, str, str, str, int, int]) -> npt.NDArray[np.int8]:
+    """1 or 0 per scene, tasks in a row, of a last policy asked for good, or of the base (blocking).
+
+    Args:
+        job: folder of the experiment, place of the stream, seed, arm or `base` or `run`,
+            number of the seed, episodes per task.
+    """
+    torch.set_num_threads(1)
+    folder, place, seed, arm, number, episodes = job
+    run = open_run(place)
+    store = run.store if arm in {BASE, RUN} else open_store(str(Path(folder) / seed / arm / STORE))
+    version = 0 if arm == BASE else max(published_versions(store))
+    told = True if arm == RUN or (arm in ARMS and ARMS[arm].kind is not None) else None
+    policy = load_policy(store, fetch_manifest(store, version).version)
+    first = run.config.evaluation.first_seed + SEED_OFFSET + FRESH + number * episodes
+    robot, conditioning = make_robot(run.config.robot), Conditioning(advantage_indicator=told)
+    found = [
+        success(robot, policy, conditioning, [task], [scene])[task][0]
+        for task in run.config.robot.fleet_tasks
+        for scene in range(first, first + episodes)
+    ]
+    robot.close()
+    return np.asarray(found, np.int8)
+
+
+def compared(arm: list[npt.NDArray[np.int8]], base: list[npt.NDArray[np.int8]]) -> dict[str, Any]:
+    """Rates and paired differences of an arm, over all seeds; arrays as `outcomes` gives them, one per seed."""
+    differences = [np.subtract(one, other, dtype=np.float64) for one, other in zip(arm, base, strict=True)]
+    per_seed = [float(one.mean()) for one in differences]
+    rng = np.random.default_rng(0)
+    drawn = [one[rng.integers(0, len(one), (10_000, len(one)))].mean(axis=1) for one in differences]
+    mean, seeds = float(np.mean(per_seed)), len(per_seed)
+    found: dict[str, Any] = {
+        "success": [float(one.mean()) for one in arm],
+        "per_seed": per_seed,
+        "pooled": {"difference": mean, "interval": np.quantile(np.mean(drawn, axis=0), [0.025, 0.975]).tolist()},
+        "better": int(sum((one > 0).sum() for one in differences)),
+        "worse": int(sum((one < 0).sum() for one in differences)),
+        "scenes": int(sum(len(one) for one in differences)),
+    }
+    if seeds in STUDENT:
+        half = STUDENT[seeds] * float(np.std(per_seed, ddof=1)) / seeds**0.5
+        found["over_seeds"] = {"difference": mean, "interval": [mean - half, mean + half]}
+    return found
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description="arms of an X-IND against their base, paired by scene")
+    parser.add_argument("folder", type=Path, help="of an experiment that has ended")
+    parser.add_argument("--episodes", type=int, default=100, help="fresh scenes per task and seed (default 100)")
+    parser.add_argument("--arms", nargs="+", help="some of its arms (default: all)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    options = parser.parse_args(namespace=argparse.Namespace(quick=False))
+    options.out = options.folder
+    began, setup = time.monotonic(), Setup.read(options.folder)
+    arms = [BASE, RUN, *(options.arms or setup.plan.arms)]
+    seeds = sorted(setup.streams)
+    jobs = [
+        (str(options.folder), setup.streams[seed], seed, arm, number, options.episodes)
+        for arm in arms
+        for number, seed in enumerate(seeds)
+    ]
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        done = dict(zip(((job[3], job[2]) for job in jobs), pool.map(outcomes, jobs, chunksize=1), strict=True))
+    base = [done[BASE, seed] for seed in seeds]
+    found = {arm: compared([done[arm, seed] for seed in seeds], base) for arm in arms}
+    rows = [
+        [arm, *(f"{100 * rate:.1f}" for rate in one["success"]), _points(one["pooled"]), _points(one.get("over_seeds"))]
+        for arm, one in found.items()
+    ]
+    title = f"success, and difference to the base in points, {options.episodes} fresh scenes per task and seed"
+    harness.print_table(title, ["policy", *seeds, "minus base, these policies", "minus base, seeds as units"], rows)
+    values = {"seeds": seeds, "episodes_per_task": options.episodes, "wall_s": time.monotonic() - began, "arms": found}
+    print(f"Numbers: {harness.write_result('paired', values, options)}")
+
+
+def _points(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    low, high = found["interval"]
+    return f"{100 * found['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+if __name__ == "__main__":
+    main()
