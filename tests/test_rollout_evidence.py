@@ -138,8 +138,10 @@ class Planner:
         self.steps = 0
 
 
-def replayed(plan: Callable[[int], float], *, seconds: float = 0.0) -> str:
-    ticks = iter(np.arange(10_000) * seconds)
+def replayed(plan: Callable[[int], float], *, seconds: float = 0.0, held_up_s: float = 0.0) -> str:
+    times = np.arange(10_000) * seconds
+    times[21:] += held_up_s  # while the 11th inference goes on
+    ticks = iter(times)
     episodes = [EncodedEpisode(encode(make_episode("p" * 7, sequence=number))) for number in range(3)]
     limits = ReplayLimits(steps=300)
     return replay(Planner(plan), Conditioning(), episodes, limits, now=lambda: float(next(ticks))).problem
@@ -161,6 +163,7 @@ def test_actions_far_outside_do_not_pass_and_a_few_may() -> None:
 def test_a_policy_that_is_too_slow_for_the_robot_does_not_pass() -> None:
     assert replayed(lambda step: 0.0, seconds=0.1) == ""  # 2 steps at 10 Hz are 200 ms, half of it is allowed
     assert replayed(lambda step: 0.0, seconds=0.11) == "an inference takes 110.0 ms, 100.0 ms are allowed"
+    assert replayed(lambda step: 0.0, seconds=0.05, held_up_s=60.0) == ""  # the machine's doing, not the policy's
 
 
 def test_a_replay_needs_episodes() -> None:

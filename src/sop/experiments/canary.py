@@ -87,7 +87,6 @@ QUICK = Plan(
 
 def run_command(options: argparse.Namespace) -> int:
     """`sop experiment canary [--quick] [--out FOLDER]`; 1 when a requirement is not met."""
-    torch.set_num_threads(1)
     plan = QUICK if options.quick else FULL
     summary = run_experiment(plan, options.out or Path("runs/canary"))
     print((summary["folder"] / "table.md").read_text())
@@ -96,7 +95,9 @@ def run_command(options: argparse.Namespace) -> int:
 
 def run_experiment(plan: Plan, out: Path) -> dict[str, Any]:
     """Do all of it and write `summary.json`, `table.md` and `canary.png` into a folder (blocking). The store of the
-    trials lies in a new folder `store-N` beside them: nothing of an earlier experiment is counted."""
+    trials lies in a new folder `store-N` beside them: nothing of an earlier experiment is counted. From here on PyTorch
+    computes in one thread in this process: several that wait for a core cost a hundred times what they gain."""
+    torch.set_num_threads(1)
     began = time.process_time()
     out.mkdir(parents=True, exist_ok=True)
     place = next(out / f"store-{number}" for number in itertools.count() if not (out / f"store-{number}").exists())
