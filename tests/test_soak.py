@@ -328,6 +328,20 @@ def test_a_soak_too_short_for_trends_says_so(directory: RunDirectory, monkeypatc
     assert verdict.broken == ()
 
 
+@pytest.mark.parametrize(("each_s", "judged_too"), [(36.0, True), (35.9, False)])
+def test_a_fall_of_success_breaks_a_promise_once_quarters_are_an_hour_long(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, each_s: float, judged_too: bool
+) -> None:
+    index(directory, [directory.record(make_episode("PPP", sequence=0))], [Outcome.SUCCESS])
+    directory.publish(0)
+    fell = episodes_of("s" * 300 + "f" * 100, each_s=each_s)
+    monkeypatch.setattr(soak_judge, "read_episodes", lambda *given: fell)
+    verdict = judged(directory, [300.0] * 3, monkeypatch)
+    said = [words for words in verdict.broken if words.startswith("success, last minus first quarter fell: -100.0")]
+    assert len(said) == judged_too
+    assert ("Too short to say whether success falls." in verdict.paragraph) is not judged_too
+
+
 def test_a_plan_needs_some_time() -> None:
     with pytest.raises(ValueError, match="needs some time, got 0 hours"):
         SoakPlan(hours=0)

@@ -10,7 +10,7 @@
     nor does the delay           the same, of end -> indexed: hour by hour
 
 Slopes are looked at over the second half, within lifetimes of processes, without their starts (`soak_trend`).
-A soak that is too short for them says so and does not judge them.
+A soak that is too short for slopes, or for quarters of an hour of robot time each, says so and does not judge them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -54,7 +54,8 @@ START_S, START_H = 20.0, 0.5
 """A process that started less than this ago, by the wall clock or by the robots', is not looked at: it is importing, or
 filling what it keeps within a bound (the learner: hundreds of open episodes)."""
 LEAST_H = 1.0
-"""Robot time that the longest lifetime has to cover for a slope per hour."""
+"""Robot time that the longest lifetime has to cover for a slope per hour, and a quarter to be compared: within minutes
+success follows the policy, which has just begun to learn."""
 _MEASURES = {"memory": "rss_mb", "private memory": "own_mb", "files": "files", "threads": "threads"}
 
 
@@ -75,7 +76,7 @@ def judge(soak: Soak) -> Verdict:
     published = read_published(run.store)
     episodes = read_episodes(run, published)
     per_hour = hours(episodes, swap_delays(history.readable, published))
-    comparisons = list(compare_quarters(episodes))
+    comparisons = list(compare_quarters(episodes)) if episodes.hours >= 4 * LEAST_H else []
     trends = dict(_trends(soak, episodes, per_hour))
     waiting = backlog(episodes, np.array([look.utc_s for look in watch.looks]))
     broken = tuple(_broken(soak, history, comparisons, trends, episodes))
@@ -236,6 +237,8 @@ def _paragraph(
                 f"{name}: {trend.slope:+.3f} {unit} per robot hour [{trend.low:+.3f}, {trend.high:+.3f}] "
                 f"at {trend.level:.3g} {unit}, {allowed:.3g} allowed."
             )
+    if not comparisons:
+        parts.append("Too short to say whether success falls.")
     if not any(name.startswith("memory") for name in trends):
         parts.append("Too short to say whether memory grows.")
     delay = highest["indexed_p50_s"]
