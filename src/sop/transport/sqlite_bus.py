@@ -67,7 +67,7 @@ class SqliteBus:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreUnavailable(f"bus {self.path}: {error}: its folder must be writable for this user") from error
+            raise StoreUnavailable(f"bus {self.path}: {error}; its folder must be writable for this user") from error
         self._file = BusFile(self.path)
 
     def publish(self, topic: str, event: bytes, event_id: str) -> None:
