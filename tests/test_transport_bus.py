@@ -3,7 +3,6 @@
 import multiprocessing
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -100,10 +99,10 @@ def test_two_processes_publish_and_nothing_is_lost_doubled_or_reordered(
 
 
 def _use_inherited(bus: SqliteBus, ready: object) -> None:
-    inherited = bus._file.connection
+    inherited = bus._connection
     bus.publish("a", b"child", "child")
     events = [event for _, event in bus.poll("a", None, 0.0)]
-    ready.put((events, bus._file.connection is inherited))  # type: ignore[attr-defined]
+    ready.put((events, bus._connection is inherited))  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
@@ -208,12 +207,12 @@ def test_a_full_disk_says_what_to_do_and_keeps_what_was_published(tmp_path: Path
     bus = SqliteBus(tmp_path / "bus.sqlite")
     closing.callback(bus.close)
     bus.publish("a", b"first", "first")
-    pages = bus._file.connection.execute("PRAGMA page_count").fetchone()[0]
-    bus._file.connection.execute(f"PRAGMA max_page_count = {pages}")
+    pages = bus._connection.execute("PRAGMA page_count").fetchone()[0]
+    bus._connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreUnavailable, match="the disk is full: free room"):
         bus.publish("a", b"x" * 60_000, "large")
     assert drain(bus, "a")[0] == [b"first"]
-    bus._file.connection.execute(f"PRAGMA max_page_count = {pages + 100}")
+    bus._connection.execute(f"PRAGMA max_page_count = {pages + 100}")
     bus.publish("a", b"x" * 60_000, "large")
     assert drain(bus, "a")[0] == [b"first", b"x" * 60_000]
 
@@ -354,108 +353,6 @@ def test_polls_say_what_is_wrong_with_the_file_when_the_watching_thread_cannot_l
     bus.publish("a", b"well again", "id")
     thread.join(30)
     assert found == [[b"well again"]]
-
-
-def _wipe(path: Path) -> None:
-    """Delete a bus as `rm bus.sqlite*` does."""
-    for end in ("", "-wal", "-shm"):
-        path.with_name(path.name + end).unlink(missing_ok=True)
-
-
-@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
-def test_whoever_has_a_lost_file_open_goes_over_to_the_new_one(
-    tmp_path: Path, closing: ExitStack, replaced: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "bus.sqlite"
-    first, second = SqliteBus(path), SqliteBus(path, owner=True)
-    closing.callback(first.close)
-    closing.callback(second.close)
-    first.publish("a", b"lost", "lost")
-    cursor = drain(second, "a")[1]
-    assert second.poll("a", cursor, 0.05) == []  # its watching thread has begun
-    threads = threading.active_count()
-    _wipe(path)
-    if replaced:
-        SqliteBus(tmp_path / "other.sqlite").close()
-        (tmp_path / "other.sqlite").rename(path)
-    first.publish("a", b"heard", "heard")
-    found, cursor = drain(second, "a", cursor)
-    assert found == [b"heard"]
-    second.publish("a", b"answer", "answer")
-    assert drain(first, "a")[0] == [b"heard", b"answer"]
-    assert drain(second, "a", cursor)[0] == [b"answer"]
-    second.maintain()
-    assert threading.active_count() <= threads
-    assert len([record for record in caplog.records if "its events begin anew" in record.message]) == 2
-
-
-def test_a_bus_whose_folder_has_gone_says_so_and_is_well_again_when_it_is_back(
-    tmp_path: Path, closing: ExitStack
-) -> None:
-    folder = tmp_path / "run"
-    bus = SqliteBus(folder / "bus.sqlite")
-    closing.callback(bus.close)
-    bus.publish("a", b"first", "first")
-    away = folder.rename(tmp_path / "away")
-    for _ in range(2):
-        with pytest.raises(StoreUnavailable, match=r"run/bus\.sqlite"):
-            bus.publish("a", b"second", "second")
-    assert not folder.exists()
-    away.rename(folder)
-    bus.publish("a", b"third", "third")
-    assert drain(bus, "a")[0] == [b"first", b"third"]
-
-
-def _talk(path: Path, number: int, stop: object, results: object) -> None:
-    """Publish and poll until told to stop; report what was heard last of each process."""
-    bus, heard, cursor, count = SqliteBus(path, owner=number == 0), {}, None, 0
-    while not stop.is_set():  # type: ignore[attr-defined]
-        count += 1
-        bus.publish("a", b"%d-%d" % (number, count), f"{number}-{count}")
-        found = bus.poll("a", cursor, 0.01)
-        for _, event in found:
-            speaker, _, last = event.partition(b"-")
-            heard[int(speaker)] = max(heard.get(int(speaker), 0), int(last))
-        cursor = found[-1][0] if found else cursor
-        if number == 0 and count % 10 == 0:
-            bus.maintain()
-    bus.close()
-    results.put((number, count, heard))  # type: ignore[attr-defined]
-
-
-@pytest.mark.slow
-def test_processes_hear_each_other_again_whenever_their_bus_was_deleted(tmp_path: Path, closing: ExitStack) -> None:
-    path, context = tmp_path / "bus.sqlite", multiprocessing.get_context("spawn")
-    stop, results = context.Event(), context.Queue()
-    processes = [context.Process(target=_talk, args=(path, number, stop, results)) for number in range(3)]
-    for process in processes:
-        process.start()
-    closing.callback(stop.set)
-    for number in range(5):
-        while not path.exists():
-            time.sleep(0.01)
-        _wipe(path)
-        with ExitStack() as witness:
-            bus = SqliteBus(path)
-            witness.callback(bus.close)
-            heard, cursor, deadline_s = set[bytes](), None, time.monotonic() + 30
-            while heard != {b"0", b"1", b"2"}:
-                assert time.monotonic() < deadline_s, f"after deletion {number} only {heard} were heard"
-                found = bus.poll("a", cursor, 0.1)
-                heard |= {event.partition(b"-")[0] for _, event in found}
-                cursor = found[-1][0] if found else cursor
-    time.sleep(0.5)
-    stop.set()
-    told = sorted(results.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    for number, count, last in told:
-        assert last[number] >= count - 1
-        assert sorted(last) == [0, 1, 2]
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
 
 
 def test_urls_open_what_they_name(tmp_path: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:

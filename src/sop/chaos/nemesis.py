@@ -74,7 +74,7 @@ def events_lost(target: Target, rng: random.Random) -> str:
 
 
 def bus_wiped(target: Target, rng: random.Random) -> str:  # noqa: ARG001
-    """Unlink the bus: what it had not told is gone; who has it open goes over to a new one when he next uses it."""
+    """Unlink the bus: whoever has it open goes on with the old one, whoever starts makes a new one (split brain)."""
     if target.bus_file is None:
         return ""
     files = [target.bus_file.with_name(target.bus_file.name + end) for end in ("", "-wal", "-shm")]
@@ -234,7 +234,7 @@ NEMESES: Mapping[str, Nemesis] = {
         does="old events come again, shuffled", touches="adds events to the bus", strike=events_again
     ),
     "bus-wiped": Nemesis(
-        does="the bus loses everything",
+        does="the bus loses everything and splits in two",
         touches="the bus's file is deleted",
         strike=bus_wiped,
         needs=_needs_file,

@@ -2,32 +2,50 @@
 
 The file is in WAL mode: readers never wait for writers. Writers never move the log into the database; only
 the owner does (`maintain`), because SQLite before 3.51.3 can lose a log reset that races with another one.
-When the file is deleted or replaced, everybody goes over to the new one at his next call: its events begin anew.
 Put the file on a local disk: WAL needs shared memory, network file systems have none.
 """
 
 import contextlib
-import logging
 import os
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sop.core.errors import StoreUnavailable
 from sop.transport.base import MAX_EVENTS_PER_POLL, Cursor, check_event, check_topic, row_of
-from sop.transport.sqlite_file import POLL_EVERY_S, BusClosed, BusFile
+from sop.transport.watch import Watch
 
-_log = logging.getLogger(__name__)
+POLL_EVERY_S = 0.003
+"""How often one thread looks for all waiting polls (`Watch`): half of it is the mean delay of an event; a look costs
+some 10 us."""
 _LONG_S = 10 * POLL_EVERY_S
 """A poll that may wait this long leaves the first look to the watcher when the watcher knows of nothing new."""
 MAINTAIN_EVERY_S = 20.0
 """How often the owner trims topics and moves the log into the database."""
-SETTLE_S = 0.1
-"""How long a file that has gone is not made again: its log is being deleted, too, and must not meet the new file."""
-_INHERITED: list[BusFile] = []
-"""Files of a parent process: a forked child must neither use nor close them."""
+BUSY_TIMEOUT_S = 10.0
+"""How long a writer waits for other writers before the bus counts as unavailable."""
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE events (
+    row INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, even after a trim
+    topic TEXT NOT NULL,
+    event_id TEXT NOT NULL,
+    event BLOB NOT NULL,
+    utc_s REAL NOT NULL,
+    UNIQUE (topic, event_id)
+);
+CREATE INDEX events_in_order ON events (topic, row);
+CREATE TABLE bus (history TEXT NOT NULL)
+"""
+_INHERITED: list[object] = []
+"""Connections and watches of a parent process: a forked child must neither use nor close them."""
+
+
+class _BusClosed(ValueError):
+    """A call came after `close`."""
 
 
 class SqliteBus:
@@ -63,12 +81,14 @@ class SqliteBus:
         self._monotonic = monotonic
         self._maintained_s = monotonic()
         self._closed = threading.Event()
-        self._replacing = threading.Lock()
-        try:
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._watch = self._new_watch()
+        with self._bus_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailable(f"bus {self.path}: {error}; its folder must be writable for this user") from error
-        self._file = BusFile(self.path)
+            self._connection = _connect(self.path)
+            _create_schema(self._connection, self.path)
+            (self._history,) = self._connection.execute("SELECT history FROM bus").fetchone()
 
     def publish(self, topic: str, event: bytes, event_id: str) -> None:
         """See `EventBus.publish`. One transaction: survives kill -9 of any process, and a power cut of the
@@ -83,26 +103,27 @@ class SqliteBus:
             )
             is_new = added.rowcount == 1
         if is_new:
-            self._file.watch.nudge(topic)
+            self._watch.nudge(topic)
         self._maintain_when_due()
 
     def poll(self, topic: str, after: Cursor | None, timeout_s: float) -> list[tuple[Cursor, bytes]]:
         """See `EventBus.poll`."""
         check_topic(topic)
+        row = row_of(after, self._history)
         self._maintain_when_due()
-        file = self._in_place()
-        row, watch = row_of(after, file.history), file.watch
+        self._require_open()
+        self._require_process()
         deadline_s = time.monotonic() + timeout_s
-        known = watch.newest(topic)  # before the look, which therefore sees all rows up to it
+        known = self._watch.newest(topic)  # before the look, which therefore sees all rows up to it
         try:
-            found = [] if 0 <= known <= row and timeout_s >= _LONG_S else _look(file, topic, row)
+            found = [] if 0 <= known <= row and timeout_s >= _LONG_S else self._look(topic, row)
             while not found:
                 left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or (rows := watch.wait(topic, max(row, known), left_s)) is None:
+                if left_s <= 0 or (rows := self._watch.wait(topic, max(row, known), left_s)) is None:
                     return []
-                known = watch.newest(topic)
-                found = _with_cursors(file, rows) if rows else _look(file, topic, row)
-        except BusClosed:
+                known = self._watch.newest(topic)
+                found = self._with_cursors(rows) if rows else self._look(topic, row)
+        except _BusClosed:
             return []
         return found
 
@@ -130,10 +151,29 @@ class SqliteBus:
 
     def close(self) -> None:
         """See `EventBus.close`."""
+        if self._closed.is_set():
+            return
         self._closed.set()
-        if self._file.process == os.getpid():
-            with self._replacing:
-                self._file.close()
+        if self._process == os.getpid():
+            self._watch.close()
+        with self._lock:
+            if self._process == os.getpid():
+                self._connection.close()
+
+    def _look(self, topic: str, row: int) -> list[tuple[Cursor, bytes]]:
+        with self._session() as connection:
+            found = connection.execute(
+                "SELECT row, event FROM events WHERE topic = ? AND row > ? ORDER BY row LIMIT ?",
+                (topic, row, MAX_EVENTS_PER_POLL),
+            ).fetchall()
+        return self._with_cursors(found)
+
+    def _with_cursors(self, rows: Iterable[tuple[int, bytes]]) -> list[tuple[Cursor, bytes]]:
+        return [(f"{self._history}:{number}", event) for number, event in rows]
+
+    def _require_open(self) -> None:
+        if self._closed.is_set():
+            raise _BusClosed(f"the bus {self.path} is closed")
 
     def _require_owner(self) -> None:
         if not self.owner:
@@ -145,53 +185,89 @@ class SqliteBus:
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[sqlite3.Connection]:
-        """The connection for one statement, to the file that is in place."""
-        with contextlib.ExitStack() as stack:
-            while True:
-                file = self._in_place()
-                try:
-                    connection = stack.enter_context(file.session())
-                    break
-                except BusClosed:  # another thread has just replaced it
-                    continue
-            yield connection
+        """The connection for one statement: one thread at a time, a fresh one after fork."""
+        self._require_process()
+        with self._lock, self._bus_errors():
+            self._require_open()
+            yield self._connection
 
-    def _in_place(self) -> BusFile:
-        """The file that the path names now. Opened again in a forked child, and when somebody deleted or replaced it.
+    def _require_process(self) -> None:
+        """After a fork: a connection, a lock and a watch of this process's own."""
+        if self._process == os.getpid():
+            return
+        _INHERITED.extend((self._connection, self._watch))
+        with self._bus_errors():
+            self._connection = _connect(self.path)
+        self._lock = threading.Lock()
+        self._watch = self._new_watch()
+        self._process = os.getpid()
 
-        Raises:
-            BusClosed: after `close`.
-            StoreUnavailable: there is none, and none can be made.
-        """
-        if self._closed.is_set():
-            raise BusClosed(f"the bus {self.path} is closed")
-        file = self._file
-        if file.process != os.getpid():
-            _INHERITED.append(file)
-            self._replacing = threading.Lock()
-            self._file = file = BusFile(self.path)
-        return file if file.in_place() else self._replace(file)
+    def _new_watch(self) -> Watch:
+        return Watch(lambda: _connect(self.path), POLL_EVERY_S, name="bus-watch")
 
-    def _replace(self, gone: BusFile) -> BusFile:
-        with self._replacing:
-            if self._closed.is_set():
-                raise BusClosed(f"the bus {self.path} is closed")
-            if self._file is gone:
-                time.sleep(SETTLE_S)
-                self._file = BusFile(self.path)
-                _log.warning("the bus %s was deleted or replaced: opened again, its events begin anew", self.path)
-                gone.close()
-            return self._file
+    @contextlib.contextmanager
+    def _bus_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StoreUnavailable(f"bus {self.path}: {_advice(error)}") from error
 
 
-def _look(file: BusFile, topic: str, row: int) -> list[tuple[Cursor, bytes]]:
-    with file.session() as connection:
-        found = connection.execute(
-            "SELECT row, event FROM events WHERE topic = ? AND row > ? ORDER BY row LIMIT ?",
-            (topic, row, MAX_EVENTS_PER_POLL),
-        ).fetchall()
-    return _with_cursors(file, found)
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _enter_wal_mode(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
-def _with_cursors(file: BusFile, rows: Iterable[tuple[int, bytes]]) -> list[tuple[Cursor, bytes]]:
-    return [(f"{file.history}:{number}", event) for number, event in rows]
+def _enter_wal_mode(connection: sqlite3.Connection) -> None:
+    """Switching needs the file for a moment, and SQLite does not wait for it: several processes may open at once."""
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.01)
+
+
+def _create_schema(connection: sqlite3.Connection, path: Path) -> None:
+    if _schema_version(connection) == 0:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if _schema_version(connection) == 0:
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute("INSERT INTO bus VALUES (?)", (uuid.uuid4().hex[:12],))
+                connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+    version = _schema_version(connection)
+    if version != _SCHEMA_VERSION:
+        raise StoreUnavailable(
+            f"bus {path}: has schema {version}, this program knows {_SCHEMA_VERSION}: use a new file"
+        )
+
+
+def _schema_version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _advice(error: sqlite3.Error | OSError) -> str:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return f"{error}; stop the run and delete the file: the bus is a hint, everything is found again in the store"
+    if code == sqlite3.SQLITE_FULL:
+        return "the disk is full: free room, then try again"
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return f"{error}: the file and its folder must be writable for this user"
+    return f"{error}: try again"
