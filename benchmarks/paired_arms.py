@@ -2,6 +2,7 @@
 
     <folder>/seed1/<arm>/store   last policy  --.
     stream of seed1, "run"       last policy  --+
+    --runs NAME=FOLDER{}         last policy  --+
     stream of seed1, "base"      version 0    --+--> the same fresh scenes --> 0 or 1 per scene --> paired differences
 
 A difference of two policies on the same scenes needs several times fewer of them than one of two rates. Every seed has
@@ -9,13 +10,14 @@ scenes of its own. `pooled` holds for these policies (bootstrap over scenes); `o
 the training seeds as the units, and is wide with three of them.
 
     .venv/bin/python benchmarks/paired_arms.py runs/x-alone [--episodes 100] [--arms filtered weighted]
+        [--runs 'filtered alone=runs/alone/own-filtered-{}']        {} is the number of the seed; same base policies
 """
 
 import argparse
 import multiprocessing
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
 import numpy as np
@@ -39,22 +41,34 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % quantiles of Student's t with n - 1 degrees of freedom."""
 
 
-def outcomes(job: tuple[str, str, str, str, int, int]) -> npt.NDArray[np.int8]:
-    """1 or 0 per scene, tasks in a row, of a last policy asked for good, or of the base (blocking).
+class Job(NamedTuple):
+    """One policy on the scenes of one seed."""
 
-    Args:
-        job: folder of the experiment, place of the stream, seed, arm or `base` or `run`,
-            number of the seed, episodes per task.
-    """
+    folder: str
+    """Of the experiment."""
+    place: str
+    """Of a run: the stream's, or one of `--runs`."""
+    seed: str
+    arm: str
+    """`base`, `run`: the last policy of the run at `place`, asked as its manifest says; else an arm."""
+    begin: int
+    """First scene, counted from the fresh ones."""
+    episodes: int
+    """Per task."""
+
+
+def outcomes(job: Job) -> npt.NDArray[np.int8]:
+    """1 or 0 per scene, tasks in a row, of a last policy asked for good, or of the base (blocking)."""
     torch.set_num_threads(1)
-    folder, place, seed, arm, number, episodes = job
+    folder, place, seed, arm, begin, episodes = job
     run = open_run(place)
     store = run.store if arm in {BASE, RUN} else open_store(str(Path(folder) / seed / arm / STORE))
     version = 0 if arm == BASE else max(published_versions(store))
-    told = True if arm == RUN or (arm in ARMS and ARMS[arm].kind is not None) else None
-    policy = load_policy(store, fetch_manifest(store, version).version)
-    first = run.config.evaluation.first_seed + SEED_OFFSET + FRESH + number * episodes
-    robot, conditioning = make_robot(run.config.robot), Conditioning(advantage_indicator=told)
+    manifest, policy = fetch_manifest(store, version), load_policy(store, version)
+    told = True if arm in ARMS and ARMS[arm].kind is not None else None
+    conditioning = manifest.conditioning if arm == RUN else Conditioning(advantage_indicator=told)
+    first = run.config.evaluation.first_seed + SEED_OFFSET + FRESH + begin
+    robot = make_robot(run.config.robot)
     found = [
         success(robot, policy, conditioning, [task], [scene])[task][0]
         for task in run.config.robot.fleet_tasks
@@ -90,28 +104,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="arms of an X-IND against their base, paired by scene")
     parser.add_argument("folder", type=Path, help="of an experiment that has ended")
     parser.add_argument("--episodes", type=int, default=100, help="fresh scenes per task and seed (default 100)")
-    parser.add_argument("--arms", nargs="+", help="some of its arms (default: all)")
+    parser.add_argument("--skip", type=int, default=0, help="scenes that earlier comparisons have used (default 0)")
+    parser.add_argument("--arms", nargs="*", help="some of its arms (default: all)")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="NAME=FOLDER", help="further runs, {} for the seed")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     options = parser.parse_args(namespace=argparse.Namespace(quick=False))
     options.out = options.folder
     began, setup = time.monotonic(), Setup.read(options.folder)
-    arms = [BASE, RUN, *(options.arms or setup.plan.arms)]
     seeds = sorted(setup.streams)
-    jobs = [
-        (str(options.folder), setup.streams[seed], seed, arm, number, options.episodes)
-        for arm in arms
+    further = dict(one.split("=", 1) for one in options.runs)
+    policies = [BASE, RUN, *further, *(setup.plan.arms if options.arms is None else options.arms)]
+    jobs = {
+        (name, seed): Job(
+            folder=str(options.folder),
+            place=further[name].format(seed.removeprefix("seed")) if name in further else setup.streams[seed],
+            seed=seed,
+            arm=RUN if name in further else name,
+            begin=options.skip + number * options.episodes,
+            episodes=options.episodes,
+        )
+        for name in policies
         for number, seed in enumerate(seeds)
-    ]
+    }
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        done = dict(zip(((job[3], job[2]) for job in jobs), pool.map(outcomes, jobs, chunksize=1), strict=True))
+        done = dict(zip(jobs, pool.map(outcomes, jobs.values(), chunksize=1), strict=True))
     base = [done[BASE, seed] for seed in seeds]
-    found = {arm: compared([done[arm, seed] for seed in seeds], base) for arm in arms}
+    last = [done[RUN, seed] for seed in seeds]
+    found = {name: compared([done[name, seed] for seed in seeds], base) for name in policies}
+    for name in policies:
+        own = [done[name, seed] for seed in seeds]
+        found[name]["run_minus_it"] = compared(last, own)["pooled"]
+        found[name]["outcomes"] = ["".join(map(str, one.tolist())) for one in own]
     rows = [
-        [arm, *(f"{100 * rate:.1f}" for rate in one["success"]), _points(one["pooled"]), _points(one.get("over_seeds"))]
+        [
+            arm,
+            *(f"{100 * rate:.1f}" for rate in one["success"]),
+            _points(one["pooled"]),
+            _points(one.get("over_seeds")),
+            _points(one["run_minus_it"]),
+        ]
         for arm, one in found.items()
     ]
     title = f"success, and difference to the base in points, {options.episodes} fresh scenes per task and seed"
-    harness.print_table(title, ["policy", *seeds, "minus base, these policies", "minus base, seeds as units"], rows)
+    harness.print_table(
+        title, ["policy", *seeds, "minus base, these policies", "minus base, seeds as units", "run minus it"], rows
+    )
     values = {"seeds": seeds, "episodes_per_task": options.episodes, "wall_s": time.monotonic() - began, "arms": found}
     print(f"Numbers: {harness.write_result('paired', values, options)}")
 

@@ -29,6 +29,7 @@ class FastestHalf(Imitation):
         self._slow_weight = settings.slow_weight
         self._steps: dict[str, list[int]] = {}
         self._limits: dict[str, float] = {}
+        self._version = 0
 
     def indexed(self, episode: StoredEpisode, source: Source) -> None:
         """Take note of how long a success took; no label changes yet."""
@@ -38,7 +39,9 @@ class FastestHalf(Imitation):
     def refresh(self, learner_step: int, library: Library) -> bool:  # noqa: ARG002
         """The medians of now; whether one has moved."""
         before, self._limits = self._limits, {task: float(np.median(steps)) for task, steps in self._steps.items()}
-        return self._limits != before
+        moved = self._limits != before
+        self._version += moved
+        return moved
 
     def annotate(self, episode: StoredEpisode) -> StepLabels:
         """One segment per run of one controller, so that no window mixes policy and person."""
@@ -49,15 +52,16 @@ class FastestHalf(Imitation):
         slow = episode.num_steps > self._limits.get(episode.task, np.inf)
         weight = np.full(episode.num_steps, self._slow_weight if slow else 1.0, np.float32)
         segment = np.cumsum(np.diff(episode.controller, prepend=episode.controller[0]) != 0, dtype=np.int32)
-        return StepLabels(loss_weight=weight, segment=segment, can_start=weight > 0)
+        return StepLabels(loss_weight=weight, segment=segment, can_start=weight > 0, label_version=self._version)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"steps": {task: list(steps) for task, steps in self._steps.items()}, "limits": self._limits}
+        steps = {task: list(numbers) for task, numbers in self._steps.items()}
+        return {"steps": steps, "limits": self._limits, "version": self._version}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the checkpoint was made."""
-        self._steps, self._limits = dict(state["steps"]), dict(state["limits"])
+        self._steps, self._limits, self._version = dict(state["steps"]), dict(state["limits"]), state["version"]
 
 
 ALGORITHMS["fastest_half"] = AlgorithmKind(FastestHalfSettings, FastestHalf)

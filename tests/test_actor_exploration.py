@@ -5,6 +5,7 @@ import shutil
 import threading
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,8 +55,9 @@ def offsets(config: ExplorationConfig, chunks: int, *, seed: int = 5, sequence: 
     return np.stack(found)
 
 
-def test_a_tempo_stretches_a_chunk_along_its_way() -> None:
-    exploration = Exploration(ExplorationConfig(kind="offset", probability=0.0, tempo=0.3), ARM)
+@pytest.mark.parametrize("config", [{"kind": "offset", "probability": 0.0}, {"kind": "noise"}])
+def test_a_tempo_stretches_a_chunk_along_its_way(config: dict[str, Any]) -> None:
+    exploration = Exploration(ExplorationConfig(tempo=0.3, **config), ARM)
     exploration.reset(5, 0)
     small = np.asarray([0.1, 0.2, 0.5], np.float32)
     factors = []
@@ -71,6 +73,26 @@ def test_a_tempo_stretches_a_chunk_along_its_way() -> None:
     assert fast[1] <= 1.0
     exploration.drop()
     assert exploration.factor == 1.0
+
+
+def test_a_tempo_may_be_faster_on_the_whole_and_lasts_the_chunks_that_are_held_together() -> None:
+    exploration = Exploration(ExplorationConfig(kind="noise", tempo=0.2, tempo_mean=0.15, hold_chunks=3), ARM)
+
+    def factors() -> list[float]:
+        exploration.reset(5, 0)
+        found = []
+        for _ in range(600):
+            exploration.explore(REST, new_chunk=True)
+            found.append(exploration.factor)
+        return found
+
+    first = factors()
+    assert first[0] == first[1] == first[2] != first[3] == first[4] == first[5]
+    assert abs(np.mean(np.log(first)) - 0.15) < 0.04
+    assert factors() == first, "the episode's seed decides"
+    always = Exploration(ExplorationConfig(kind="noise", tempo_mean=0.5), ARM)
+    always.explore(REST, new_chunk=True)
+    assert always.factor == pytest.approx(np.exp(0.5))
 
 
 def test_without_a_tempo_the_offsets_are_those_of_before() -> None:
@@ -267,7 +289,7 @@ def test_the_names_of_rollout_actors_are_theirs_alone(actor_id: str, rollout: bo
 
 
 def test_exploring_the_noise_leaves_proposals_alone_and_says_how_coherent_it_is() -> None:
-    exploration = Exploration(ExplorationConfig(kind="noise", coherence=0.7, tempo=0.5, probability=1.0), ARM)
+    exploration = Exploration(ExplorationConfig(kind="noise", coherence=0.7, probability=1.0), ARM)
     proposal = np.array([0.3, -0.2, 0.9], np.float32)
     for _ in range(5):
         assert exploration.explore(proposal, new_chunk=True) is proposal

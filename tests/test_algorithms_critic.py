@@ -175,18 +175,20 @@ def test_a_frozen_value_function_is_never_fitted_again() -> None:
 
 
 def test_a_refresh_that_fails_changes_nothing(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
-    made, function = written(value_refresh=1)
+    made, function = written(value_refresh=5)
     library = MemoryLibrary(rollouts(GOOD, BAD), [make_episode("pppp")])
     scores = made.scores(library.get(library.keys(Source.ONLINE)[0]))
 
     def fit(*_: object) -> None:
         raise RunError("not finite")
 
-    monkeypatch.setattr(function, "fit", fit)
-    with caplog.at_level(logging.WARNING):
-        assert not made.refresh(1, library)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(function, "fit", fit)
+        assert not made.refresh(5, library)
     assert "the value function stays as it is: not finite" in caplog.text
     assert made.scores(library.get(library.keys(Source.ONLINE)[0])) is scores
+    # it is tried again when the next one is due, although nothing more was recorded; then all is done
+    assert [made.refresh(step, library) for step in (6, 9, 10, 15)] == [False, False, True, False]
 
 
 def test_a_resume_predicts_what_was_predicted_and_keeps_the_schedule() -> None:

@@ -184,6 +184,15 @@ def test_positive_only_conditioning_leaves_the_rest_to_the_null_branch() -> None
     assert labels.loss_weight.tolist() == [1] * 6 + [0] * 3 + [1] * 2
 
 
+def test_bad_steps_may_weigh_less_than_good_ones_and_people_weigh_what_they_do() -> None:
+    recap = rule(value=-0.9, negative_weight=0.25, policy_weight=0.8)
+    episode = make_episode("ppppp" + "hhhhhh" + "ppp")
+    indexed(recap, episode)
+    labels = recap.annotate(episode)
+    assert signs(labels) == [-1, -1, -1, -1, -1, 0, 0, 0, 1, 1, 1, -1, 1, 1]
+    assert labels.loss_weight == pytest.approx([0.2] * 5 + [0] * 3 + [1] * 3 + [0.2, 0.8, 0.8])
+
+
 def test_an_aborted_episode_teaches_nothing_and_counts_nowhere() -> None:
     recap, episode = rule(), make_episode("ppppphhhhh", outcome=Outcome.ABORTED)
     indexed(recap, episode)
@@ -230,6 +239,20 @@ def test_a_refreshed_value_function_judges_everything_anew() -> None:
     assert not recap.refresh(20, library)  # due, but nothing new was recorded
 
 
+def test_a_task_of_which_a_refresh_saw_too_little_is_unknown_until_more_of_it_comes() -> None:
+    recap = rule(value_refresh=10, refresh_episodes=1, threshold_least=6, task_steps=("push", "pull"))
+    other, push = make_episode("pppppp", task="pull"), make_episode("pppppp", sequence=1)
+    library = MemoryLibrary([rollout(), rollout(Outcome.FAILURE, 1)], [other, push])
+    indexed(recap, other, push)
+    assert signs(recap.annotate(other)) == [-1, -1, -1, -1, 1, 1]
+    recap.critic.function.value = lambda _: -0.9
+    assert recap.refresh(10, library)  # with the newest episode, of the other task
+    assert signs(recap.annotate(push)) == [-1, -1, -1, -1, 1, 1]
+    assert signs(recap.annotate(other)) == [0] * 6, "an old threshold judged new advantages"
+    indexed(recap, make_episode("pppppp", task="pull", sequence=2))
+    assert signs(recap.annotate(other)) == [-1, -1, -1, -1, 1, 1]
+
+
 DRIFT_OF_FAILURE = [0.55, 0.5, 0.45, 0.4, 0.35, 0.3]
 """-.2 minus (-(5 - t) - 10) / 20."""
 
@@ -271,6 +294,7 @@ def test_a_state_of_another_rule_is_refused() -> None:
         ({"online_positive": 1.0}, "online_positive must lie between 0 and 1"),
         ({"policy_stride": 0}, "policy_stride must be 1 or more"),
         ({"policy_weight": 0.0}, r"policy_weight must be in \(0, 1\]"),
+        ({"negative_weight": 1.5}, r"negative_weight must be in \[0, 1\], got 1.5"),
         ({"threshold_window": 50}, "threshold_least is 100, threshold_window keeps 50 steps only"),
         ({"lookahead_s": 0.0}, "lookahead_s must be positive"),
         ({"value": {"step": 3}}, "value: no setting is called 'step'. Did you mean 'steps'"),

@@ -110,18 +110,37 @@ def test_a_new_task_is_a_new_generation_and_leaves_the_others_alone() -> None:
     assert (thresholds.generation, thresholds.get("push", ON)) == (2, before)
 
 
-def test_after_a_restart_thresholds_stay_until_new_values_are_applied() -> None:
+@pytest.mark.parametrize("source", [ON, OFF])
+def test_after_a_restart_a_threshold_is_made_from_enough_new_values_or_unknown(source: Source) -> None:
+    thresholds = fractions(least=2)
+    for task in ("push", "pull"):
+        thresholds.add(task, source, np.arange(10, dtype=np.float32))
+    thresholds.apply()
+    old = thresholds.get("pull", source)
+    thresholds.restart()
+    thresholds.add("push", source, values(-3.0, -3.0))
+    thresholds.add("pull", source, values(-3.0))  # two are needed
+    assert thresholds.get("pull", source) == old is not None  # nothing before `apply`
+    restored = fractions(least=2)
+    restored.load_state_dict(thresholds.state_dict())
+    for each in (thresholds, restored):
+        assert each.apply()
+        assert (each.generation, each.get("push", source)) == (2, Threshold(-3.0, 1e-6))
+        assert each.get("pull", source) is None
+        assert not each.apply()
+        each.add("pull", source, values(-5.0))
+        assert each.apply()
+        assert each.get("pull", source) == threshold_for(values(-3.0, -5.0), 0.4)
+    assert json.dumps(restored.state_dict()["thresholds"]) == json.dumps(thresholds.state_dict()["thresholds"])
+
+
+def test_a_restart_alone_leaves_nothing_known() -> None:
     thresholds = fractions()
     thresholds.add("push", ON, np.arange(10, dtype=np.float32))
     thresholds.apply()
     thresholds.restart()
-    assert not thresholds.apply()
-    assert thresholds.get("push", ON) is not None
-    thresholds.add("push", ON, values(-3.0))
     assert thresholds.apply()
-    found = thresholds.get("push", ON)
-    assert found is not None
-    assert found.value == -3.0
+    assert (thresholds.generation, thresholds.get("push", ON), thresholds.metrics("rule")) == (2, None, {})
 
 
 def test_a_restored_state_goes_on_like_the_original() -> None:

@@ -22,7 +22,7 @@ except RunError as error:
 
 def test_a_robot_behind_a_link_says_what_to_install_and_one_that_maps_needs_nothing() -> None:
     found = subprocess.run([sys.executable, "-c", WITHOUT_NUMBA], capture_output=True, text=True, check=True)
-    assert found.stdout.startswith("policies that are packed for a link need numba: pip install 'sop[link]'")
+    assert found.stdout.startswith("policies that are packed for a link need numba: pip install -e '.[link]'")
 
 
 def test_the_codec_is_one_module() -> None:

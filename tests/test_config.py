@@ -23,6 +23,7 @@ from sop.presets import (
     FROM_PEOPLE,
     PRESETS,
     algorithm_defaults,
+    alone_changes,
     config_from_dict,
     config_to_dict,
     make_config,
@@ -82,6 +83,7 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
         (ExplorationConfig, {"kind": "gaussian"}, "none, offset or noise, got 'gaussian'"),
         (ExplorationConfig, {"std": -0.1}, "std must be 0 or more and finite, got -0.1"),
         (ExplorationConfig, {"tempo": float("inf")}, "tempo must be 0 or more and finite, got inf"),
+        (ExplorationConfig, {"tempo_mean": -2.0}, r"tempo_mean must be in \[-1, 1\], got -2.0"),
         (ExplorationConfig, {"probability": 1.5}, r"probability must be in \[0, 1\], got 1.5"),
         (ExplorationConfig, {"final_share": -1}, "final_share"),
         (ExplorationConfig, {"hold_chunks": 0}, "hold_chunks must be at least 1, got 0"),
@@ -108,6 +110,35 @@ def test_who_learns_from_nobody_but_people_does_not_explore(algorithm: str) -> N
     check_names(make_config("debug", [f"algorithm={algorithm}"]))
     with pytest.raises(ValueError, match=f"'offset', but {algorithm} learns from nobody but people"):
         check_names(make_config("debug", [f"algorithm={algorithm}", "exploration.kind=offset"]))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("algorithm", ALGORITHM_NAMES)
+def test_where_nobody_corrects_a_preset_has_vetted_changes_that_a_user_may_change_again(
+    preset: str, algorithm: str
+) -> None:
+    asked = [f"algorithm={algorithm}", "operator.kind=none", "exploration.coherence=0.5"]
+    alone = alone_changes(make_config(preset, asked))
+    if algorithm in FROM_PEOPLE:
+        assert alone == ()
+        return
+    config = make_config(preset, [*alone, *asked])
+    check_names(config)
+    assert (config.exploration.kind, config.exploration.coherence) == ("noise", 0.5)
+    assert make_config(preset, [*alone, *asked, "exploration.kind=none"]).exploration.kind == "none"
+    assert alone_changes(make_config(preset, [f"algorithm={algorithm}"])) == (), "somebody corrects"
+    assert "exploration.kind=noise" not in alone_changes(config, ["exploration.kind=offset"])
+    assert not any(one.startswith("exploration.") for one in alone_changes(config, ["exploration={}"]))
+
+
+def test_recap_alone_judges_by_outcomes_goes_faster_and_weighs_bad_steps_less() -> None:
+    asked = ["algorithm=recap", "operator.kind=none"]
+    config = make_config("metaworld", [*alone_changes(make_config("metaworld", asked)), *asked])
+    assert config.algorithm_settings["negative_weight"] == 0.2
+    assert config.algorithm_settings["lookahead_s"] == 6
+    assert config.algorithm_settings["handover_s"] == 0.0, "the preset's own"
+    assert (config.exploration.tempo, config.exploration.tempo_mean) == (0.2, 0.15)
+    assert (config.pretrain.steps, config.fleet.episodes, config.fleet.speed) == (2000, 600, 0)
 
 
 def test_rollouts_explore_with_the_runs_exploration_at_full_strength_also_when_the_fleet_does_not() -> None:
@@ -162,7 +193,7 @@ def test_a_fleet_that_nobody_corrects_explores_unless_told_not_to(
 ) -> None:
     alone = ("--algorithm", algorithm, "--operators", "none")
     assert started(monkeypatch, *alone).exploration == ExplorationConfig(kind="noise")
-    assert f"so the fleet explores: {algorithm}" in capsys.readouterr().out
+    assert f"Nobody corrects: {algorithm} learns from what the fleet tries" in capsys.readouterr().out
     assert started(monkeypatch, *alone, "--set", "exploration.coherence=0.5").exploration.kind == "noise"
     capsys.readouterr()
     for refused in (("--exploration", "none"), ("--set", "exploration.kind=none")):

@@ -33,7 +33,8 @@ def result(
         "held_out": {"slide": [1, 2]},
     }
     if told:
-        found["signed"] = {"lookahead_steps": 20, "difference": signed}
+        scenes = {"task": ["push"] * len(signed), "seed": list(range(len(signed)))}
+        found["signed"] = {"lookahead_steps": 20, "difference": signed, **scenes}
     if arm == "no-indicator":
         found["base"] = {"conditions": {"beta 0": {"push": [3, 10]}}, "held_out": {"slide": [0, 2]}}
     last = len(curve) - 1
@@ -63,11 +64,12 @@ def arms() -> dict[str, dict[str, Any]]:
 
 
 def test_success_is_pooled_over_seeds_and_its_spread_over_seeds_is_kept() -> None:
-    found = pooled([(3, 10), (5, 10)])
+    found = pooled({"seed1": (3, 10), "seed2": (5, 10)})
     assert (found["successes"], found["episodes"], found["rate"]) == (8, 20, 0.4)
     assert (found["low"], found["high"]) == wilson_interval(8, 20)
     assert (found["per_seed"], found["mean"], found["se"]) == ([0.3, 0.5], 0.4, pytest.approx(0.1))
-    assert pooled([(0, 0)])["rate"] is None
+    assert found["counts"] == {"seed1": [3, 10], "seed2": [5, 10]}
+    assert pooled({"seed1": (0, 0)})["rate"] is None
 
 
 def test_a_mean_of_one_seed_has_no_error_and_one_of_none_is_unknown() -> None:
@@ -90,9 +92,21 @@ def test_an_arm_pooled_by_hand() -> None:
     assert (arm["dip"]["publish"], arm["dip"]["difference"]) == (1, pytest.approx(-0.15))
     signed = arm["signed_advantage"]
     assert (signed["pairs"], signed["mean"], signed["share_positive"]) == (4, pytest.approx(0.1), 0.75)
-    spread = 1.96 * math.sqrt((0 + 0.04 + 0.04 + 0) / 3 / 4)
-    assert (signed["low"], signed["high"]) == (pytest.approx(0.1 - spread), pytest.approx(0.1 + spread))
+    assert signed["scenes"] == 2
     assert signed["per_seed"] == [pytest.approx(0.2), pytest.approx(0.0)]
+
+
+def test_pairs_of_the_same_scene_count_once() -> None:
+    """Two policies that say the same in each of eight scenes know as much as one, and two more moments add nothing."""
+    values = [0.1, -0.2, 0.3, 0.0, 0.2, 0.1, -0.1, 0.4]
+    one = {"beta 0": 1, "beta 1": 2, "negative": 1}
+    found = pool_arm([result(seed, "plain-embed-cold", [1, 2], one, values) for seed in ("seed1", "seed2")])
+    signed = found["signed_advantage"]
+    error = mean_and_error(values)["se"]
+    assert error is not None
+    assert (signed["pairs"], signed["scenes"], signed["mean"]) == (16, 8, pytest.approx(0.1))
+    assert signed["high"] - signed["mean"] == pytest.approx(2.3646 * error, rel=5e-3), "Student, 7 degrees of freedom"
+    assert signed["mean"] - signed["low"] == pytest.approx(signed["high"] - signed["mean"])
 
 
 def test_gains_count_from_the_base_policy_and_the_target_is_half_of_the_best() -> None:
@@ -103,6 +117,20 @@ def test_gains_count_from_the_base_policy_and_the_target_is_half_of_the_best() -
     assert found["no-indicator"]["gain"]["difference"] == pytest.approx(0.1)
     assert found["plain-embed-cold"]["time_to_target"] == {"publish": 2, "learner_step": 50, "online_episodes": 10}
     assert found["no-indicator"]["time_to_target"] is None
+
+
+def test_arms_are_compared_over_the_seeds_that_both_have() -> None:
+    """Bases differ between seeds: seed 2 of one arm is never subtracted from seed 1 of another."""
+    control = pool_arm([result(seed, "no-indicator", [3, 4], {"beta 0": 4}) for seed in ("seed1", "seed2")])
+    late = pool_arm([result("seed2", "plain-embed-cold", [4, 7], {"beta 0": 3, "beta 1": 7, "negative": 1}, [0.1])])
+    alone = pool_arm([result("seed9", "filtered", [4, 7], {"beta 0": 8})])
+    found = {"no-indicator": control, "plain-embed-cold": late, "filtered": alone}
+    shared = compare(found)
+    assert late["gain"]["seeds"] == ["seed2"]
+    assert late["gain"]["per_seed"] == [pytest.approx(0.7 - 0.3)]
+    assert late["gain"]["difference"] == pytest.approx(0.7 - 0.3)
+    assert (alone["gain"]["seeds"], alone["gain"]["difference"]) == ([], None)
+    assert shared["best_arm"] == "plain-embed-cold"
 
 
 def test_a_target_is_reached_when_success_stays_there() -> None:
@@ -229,7 +257,11 @@ def test_another_plan_needs_another_folder(out: Path) -> None:
 
 def test_more_seeds_and_other_arms_go_on_with_what_is_there() -> None:
     before = Setup(plan=QUICK, streams={"seed1": "a"})
-    assert Setup(plan=replace(QUICK, arms=("filtered",)), streams={"seed1": "a", "seed2": "b"}).continues(before)
+    later = Setup(plan=replace(QUICK, arms=("filtered",)), streams={"seed2": "b"})
+    assert later.continues(before)
+    joined = later.joined(before)
+    assert joined.plan == QUICK, "one more arm of these never takes the others out of the report"
+    assert joined.streams == {"seed1": "a", "seed2": "b"}
     assert not Setup(plan=QUICK, streams={"seed1": "b"}).continues(before)
     assert not Setup(plan=replace(QUICK, cooldown_steps=9), streams={"seed1": "a"}).continues(before)
 

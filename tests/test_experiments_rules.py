@@ -14,6 +14,8 @@ from sop.algorithms.recap import Recap
 from sop.config import LearnerConfig
 from sop.core.episode import Outcome
 from sop.core.experience import Batch, Collection, Source, Windows
+from sop.core.policy import Conditioning
+from sop.experiments.arm import conditions_of
 from sop.experiments.plan import ARMS, BASES, FULL, Arm, evaluated
 from sop.experiments.rules import KeptValues, make_base_rule, make_rule
 from sop.experiments.training import cooled_down
@@ -112,6 +114,9 @@ def test_a_plan_has_arms_that_exist_and_episodes() -> None:
 
 def test_a_plan_takes_other_numbers_by_name_and_says_what_it_does_not_take() -> None:
     plan = chosen_plan(FULL, ["filtered"], ["episodes=9", "betas=[0, 2]", "rollouts=value_only"])
+    assert list(conditions_of(ARMS["plain-embed-cold"], plan)) == ["beta 0", "beta 1", "beta 2", "negative"]
+    assert conditions_of(ARMS["plain-embed-cold"], plan)["beta 0"] == Conditioning(), "the null branch, in one pass"
+    assert list(conditions_of(ARMS["filtered"], plan)) == ["beta 0"]
     assert plan == replace(FULL, arms=("filtered",), episodes=9, betas=(0.0, 2.0), rollouts="value_only")
     assert chosen_plan(FULL, None, []) == FULL
     for change, words in (

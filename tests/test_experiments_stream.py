@@ -38,9 +38,12 @@ def test_the_fleets_episodes_keep_the_order_of_the_index_and_aborted_ones_are_le
         RowBlock.from_rows([row(5, "lab-1"), row(4, "base-0"), row(3, "robot-1")]),
         RowBlock.from_rows([row(2, "robot-0"), row(1, "robot-1", Outcome.ABORTED), row(0, "robot-1", Outcome.FAILURE)]),
     ]
-    offline, online = order(blocks)
+    offline, online = order(blocks, frozenset())
     assert offline == (row(4, "base-0").key, row(5, "lab-1").key)  # sorted: as a learner finds them
     assert online == (row(3, "robot-1").key, row(2, "robot-0").key, row(0, "robot-1").key)
+    flagged = {row(4, "base-0").key, row(2, "robot-0").key}
+    offline, online = order(blocks, flagged)
+    assert (offline, online) == ((row(5, "lab-1").key,), (row(3, "robot-1").key, row(0, "robot-1").key))
 
 
 def replay_of(count: int, every: int) -> tuple[Any, SimpleNamespace]:

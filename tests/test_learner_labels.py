@@ -1,5 +1,6 @@
 """An algorithm whose opinion changes: what it is told, what it is asked, and that a resumed learner sees the same."""
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,18 @@ from sop.algorithms import make_algorithm
 from sop.buffer import IndexSegments
 from sop.core import layout
 from sop.core.codec import EncodedEpisode, content_hash, decode, encode
+from sop.core.episode import Outcome
+from sop.core.errors import RunError
 from sop.core.experience import Source
 from sop.core.layout import EpisodeKey
 from sop.core.lineage import Lineage, StepDraw
 from sop.core.sidecar import decode_sidecar
 from sop.learner import Checkpoint, CheckpointStore
+from sop.learner.told import Told
 from sop.replay import replay_batch
 from sop.runs import Run
 from sop.system import make_learner_policy, run_pretraining
+from sop.testing.episodes import make_episode
 from sop.testing.memory import MemoryStore
 
 
@@ -80,16 +85,42 @@ def test_the_algorithm_is_asked_in_an_order_that_repeats_and_told_once_in_the_or
     assert resumed.told == [], "a resumed rule knows what it was told"
 
 
-def test_a_rule_is_told_nothing_twice_when_a_lost_index_is_rebuilt(
+def test_a_rule_is_told_nothing_twice_and_what_came_late_once_when_a_lost_index_is_rebuilt(
     finished_base: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Moody, "state_dict", lambda rule: {"mood": rule.mood, "told": list(map(list, rule.told))})
     monkeypatch.setattr(
-        Moody, "load_state_dict", lambda rule, state: vars(rule).update(mood=state["mood"], told=state["told"])
+        Moody, "load_state_dict", lambda rule, state: vars(rule).update(mood=state["mood"], told=list(state["told"]))
     )
     _, checkpoint, first = train(finished_base, 4)
     _, _, resumed = train(finished_base, 5, replace(checkpoint, rows=None))
     assert resumed.told == list(map(list, first.told))
+    late = add_rollouts(finished_base, 2)
+    try:
+        _, again, resumed = train(finished_base, 5, replace(checkpoint, rows=None))
+        assert resumed.told[: len(first.told)] == list(map(list, first.told))
+        assert resumed.told[len(first.told) :] == [("base-0/0", Source.OFFLINE), ("base-0/1", Source.OFFLINE)]
+        _, _, once_more = train(finished_base, 6, replace(again, rows=None))
+        assert once_more.told == list(map(list, resumed.told))
+        before_it_was_kept = {name: value for name, value in checkpoint.state.items() if name != "told"}
+        _, _, resumed = train(finished_base, 5, replace(checkpoint, rows=None, state=before_it_was_kept))
+        assert resumed.told == list(map(list, first.told))
+    finally:
+        for key in late:
+            finished_base.store.delete(key)
+
+
+def test_runs_of_what_was_told_are_joined_in_whatever_order_they_come() -> None:
+    told = Told()
+    for number in (3, 0, 1, 5, 4, 9):
+        told.add("episodes", "robot-0", number, number + 1)
+    told.add("episodes", "robot-1", 0, 4)
+    assert told.state() == {"episodes/robot-0": [(0, 2), (3, 6), (9, 10)], "episodes/robot-1": [(0, 4)]}
+    again = Told(json.loads(json.dumps(told.state())))
+    assert again.state() == told.state()
+    keys = [EpisodeKey("episodes", "robot-0", number, 5, "0" * 32) for number in range(11)]
+    assert [key.sequence for key in keys if key in again] == [0, 1, 3, 4, 5, 9]
+    assert EpisodeKey("demonstrations", "robot-0", 0, 5, "0" * 32) not in again
 
 
 def add_rollouts(run: Run, count: int) -> list[str]:
@@ -127,6 +158,39 @@ def test_base_rollouts_are_indexed_first_and_are_not_counted_as_collected(
         parts.books.learned(1, parts.loader.next(), newest_version=0)
         assert parts.books.fresh_draws == 0
         assert len(parts.books.index(parts.ingest.take(run.store.keys("episodes/")))) == parts.books.collected == 6
+
+
+def test_a_rule_that_needs_rollouts_is_not_prepared_before_every_task_of_the_fleet_has_one(
+    finished_base: Run, with_rollouts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, prepared = finished_base, []
+    monkeypatch.setattr(Moody, "prepare", lambda *_: prepared.append(1))
+    monkeypatch.setattr(Moody, "needs_rollouts", True)
+    rollouts = [EncodedEpisode(run.store.get(key)) for key in with_rollouts]
+    shown = {one.task for one in rollouts if one.outcome is not Outcome.ABORTED}
+    assert shown
+    for tasks, missing in (((*sorted(shown), "touch-blue"), "touch-blue"), (tuple(sorted(shown)), "")):
+        robot = replace(run.config.robot, fleet_tasks=tasks, held_out_tasks=())
+        changed = replace(run, config=replace(run.config, robot=robot))
+        with open_learner(run, Moody()) as (_, parts):
+            if missing:
+                with pytest.raises(RunError, match=rf"of the fleet's tasks {missing} there is none .*--rollout"):
+                    system._prepared(changed, parts)
+                assert not prepared
+            else:
+                system._prepared(changed, parts)
+                assert prepared
+
+
+def test_only_rollouts_that_came_to_an_end_count_for_their_task() -> None:
+    some = [
+        make_episode("hh", actor_id="lab-0", policy_version=None),
+        make_episode("pp", actor_id="base-0", policy_version=0, outcome=Outcome.ABORTED),
+        make_episode("pp", actor_id="base-0", policy_version=0, sequence=1, task="pull"),
+    ]
+    system._require_rollouts(("pull",), some)
+    with pytest.raises(RunError, match="tasks push there is none"):
+        system._require_rollouts(("push", "pull"), some)
 
 
 def test_only_what_can_be_drawn_waits_for_its_first_draw(finished_base: Run, with_rollouts: list[str]) -> None:

@@ -31,7 +31,6 @@ class Signed(Moody):
 
     collection = Collection.ON_POLICY
     policy_settings = {"indicator": "embed"}  # noqa: RUF012 - as a property
-    needs_rollouts = True
 
     def __init__(self, warm_up: WarmUp | None) -> None:
         super().__init__(every=10**6)

@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 from sop.broadcast import fetch_manifest, published_versions
+from sop.buffer.screening import Flag, Rule, encode_note
 from sop.cli import main
 from sop.core import layout
 from sop.core.codec import EncodedEpisode
@@ -149,7 +150,9 @@ def test_an_episode_is_found_by_id_by_number_and_by_key_and_never_by_guess(train
 def test_the_commands_print_both_directions(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = trained.place
     assert main(["inspect", place]) == 0
-    assert "freshness: seconds" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "freshness: seconds" in shown
+    assert "robots in what was learned" in shown
     assert main(["inspect", place, "--version", str(newest(trained))]) == 0
     shown = capsys.readouterr().out
     assert "whose corrections" in shown
@@ -167,3 +170,23 @@ def test_the_commands_print_both_directions(trained: Run, tmp_path: Path, capsys
     np.testing.assert_array_equal(arrays["state"], replay_batch(open_run(place), 5).batch.state)
     assert main(["replay-batch", place, "--step", "99999"]) == 1
     assert main(["inspect", place, "--version", "99999"]) == 1
+
+
+def test_inspect_says_what_is_not_learned_from_and_why_and_goes_on_behind_a_damaged_note(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = sorted(trained.store.keys("episodes/"))[:2]
+    written = {
+        layout.screened(first): b"{",
+        layout.screened(second): encode_note(second, (Flag(Rule.BLACK_IMAGES, "3 of 9 are black"),)),
+    }
+    for key, note in written.items():
+        trained.store.put(key, note)
+    try:
+        assert main(["inspect", trained.place]) == 0
+    finally:
+        for key in written:
+            trained.store.delete(key)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "unreadable screened/episodes/" in shown
+    assert "black_images: 3 of 9 are black" in shown

@@ -126,7 +126,7 @@ def test_a_missing_simulator_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     module._import_simulators.cache_clear()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "metaworld.env_dict", None)
-        with pytest.raises(RunError, match=r"pip install 'sop\[metaworld\]'"):
+        with pytest.raises(RunError, match=r"pip install -e '\.\[metaworld\]'"):
             MetaWorldRobot()
     module._import_simulators.cache_clear()
 

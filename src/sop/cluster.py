@@ -51,7 +51,7 @@ def on_cluster(address: str) -> Iterator[Spawn]:
     try:
         import ray
     except ImportError as error:
-        raise RunError("--on needs Ray: pip install 'sop[ray]'") from error
+        raise RunError("--on needs Ray: pip install -e '.[ray]'") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     here = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": os.cpu_count()}

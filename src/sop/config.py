@@ -88,14 +88,12 @@ class FleetConfig:
 class ExplorationConfig:
     """What the fleet tries beyond what its policy proposes (see `sop.actor.exploration`); never in evaluations.
 
-    For algorithms that learn from the policy's own actions: without it outcomes are decided by where an episode
-    begins, and there is little to choose from.
+    For algorithms that learn from the policy's own actions: without it, where an episode begins decides how it ends.
     """
 
     kind: Literal["none", "offset", "noise"] = "none"
-    """`noise`: the policy samples all chunks of an episode from noise that they have in common, so that it is itself
-    for an episode, in one of its ways. `offset` adds a constant to all actions of a chunk (and `tempo` stretches
-    them), before the safety gate."""
+    """`noise`: all chunks of an episode are sampled from noise that they have in common: one of the policy's ways.
+    `offset` adds a constant to all actions of a chunk. Both go with a tempo; all before the safety gate."""
     coherence: float = 1.0
     """With `noise`: correlation of the noise of any two chunks of an episode; 0 is how a policy samples otherwise."""
     std: float = 0.3
@@ -104,12 +102,14 @@ class ExplorationConfig:
     """Share of the chunks that get an offset."""
     tempo: float = 0.0
     """Standard deviation of the logarithm of a factor by which the explored elements of a chunk are multiplied, drawn
-    for every chunk: 0.3 is a third faster or slower along the same way. For displacements; 0 for none."""
+    for every chunk: 0.3 is a third faster or slower along the same way. For displacements."""
+    tempo_mean: float = 0.0
+    """Mean of that logarithm: 0.1 is a tenth faster than proposed. Proposals at their bounds can only be slowed down,
+    so a mean of 0 is slower on the whole. Without either there is no factor."""
     hold_chunks: int = 1
     """Chunks in a row that share one draw; 1 draws for every chunk."""
     elements: tuple[int, ...] | None = None
-    """Numbers of the action elements that are explored; None takes those that have a hold value: displacements, but
-    not a gripper that keeps its place."""
+    """Numbers of the explored action elements; None: those with a hold value (displacements, but not a gripper)."""
     schedule: Literal["constant", "linear"] = "constant"
     """`linear` lets the standard deviation fall to `final_share` of `std` over `over_episodes`."""
     final_share: float = 0.0
@@ -122,6 +122,7 @@ class ExplorationConfig:
         for name in ("std", "tempo"):
             value = getattr(self, name)
             _require(0 <= value < float("inf"), f"exploration.{name} must be 0 or more and finite, got {value}")
+        _require(abs(self.tempo_mean) <= 1, f"exploration.tempo_mean must be in [-1, 1], got {self.tempo_mean}")
         for name in ("probability", "final_share", "coherence"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"exploration.{name} must be in [0, 1], got {value}")

@@ -1,17 +1,23 @@
 """`sop inspect`: what a store holds, as tables; reads the store alone, so it works on a run of any age."""
 
 from collections import Counter
+from contextlib import closing
 
 from rich.console import Console
 from rich.table import Table
 
 from sop.broadcast import fetch_manifest, published_versions
+from sop.buffer.index import EpisodeIndex
+from sop.buffer.influence import ActorInfluence, Influence
+from sop.buffer.screening import MAX_NOTE_BYTES, decode_note
+from sop.buffer.segments import IndexSegments, labels_id
 from sop.core import freshness, layout
 from sop.core.codec import EncodedEpisode
 from sop.core.errors import InvalidRecord, NotFound
 from sop.core.evaluation import EvaluationResult
 from sop.core.layout import EpisodeKey
 from sop.freshness import Swap, hop_samples
+from sop.learner.checkpoint import CheckpointStore
 from sop.lineage import learned_by
 from sop.runs import Run, open_run
 from sop.tracing import make_console
@@ -35,6 +41,8 @@ def print_run(place: str, *, num_episodes: int) -> None:
     _print_versions(run, console, acted)
     _print_sidecars(run, console)
     _print_freshness(run, console, swaps)
+    _print_robots(run, console)
+    _print_flagged(run, console)
     for key in run.store.keys(f"{layout.QUARANTINE}/"):
         console.print(f"[red]quarantined[/red] {run.store.get(key).decode()}")
 
@@ -128,4 +136,56 @@ def _print_freshness(run: Run, console: Console, swaps: list[Swap]) -> None:
     for group, hops in groups.items():
         cells = (hops.get(hop) for hop in overall)
         table.add_row(group, *("-" if cell is None else f"{cell.p50:.2f} / {cell.p99:.2f}" for cell in cells))
+    console.print(table)
+
+
+def robots_of(run: Run) -> tuple[ActorInfluence, ...]:
+    """What each robot's data weighed in what was learned until the newest checkpoint, the most suspicious first;
+    empty when there is none yet (blocking).
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    versions = published_versions(run.store)
+    if not versions:
+        return ()
+    horizon = fetch_manifest(run.store, max(versions)).spec.action_horizon
+    labels = labels_id(run.config.algorithm, run.config.algorithm_settings, horizon)
+    with closing(CheckpointStore(run.store, IndexSegments(run.store, labels))) as checkpoints:
+        checkpoint = checkpoints.newest()
+    if checkpoint is None or checkpoint.rows is None:
+        return ()
+    index = EpisodeIndex(run.config.robot.all_tasks)
+    index.extend(*checkpoint.rows.blocks)
+    influence = Influence(index)
+    influence.load_state_dict(checkpoint.state.get("sampler", {}).get("influence", {}))
+    return influence.report()
+
+
+def _print_flagged(run: Run, console: Console) -> None:
+    """What is stored and indexed, but not learned from, and why."""
+    for key in run.store.keys(f"{layout.SCREENED}/"):
+        try:
+            episode, flags = decode_note(run.store.get(key, slice(0, MAX_NOTE_BYTES + 1)))
+        except InvalidRecord as error:
+            console.print(f"[red]unreadable[/red] {key}: {error}")
+            continue
+        reasons = "; ".join(f"{flag.rule}: {flag.detail}" for flag in flags)
+        console.print(f"[red]not learned from[/red] {episode}: {reasons}")
+
+
+def _print_robots(run: Run, console: Console) -> None:
+    robots = robots_of(run)
+    if not robots:
+        return
+    table = Table(title="robots in what was learned, as of the newest checkpoint")
+    columns = ("robot", "episodes", "success", "the others there", "share of draws", "relative loss", "suspicion")
+    for column in columns:
+        table.add_column(column)
+    for robot in robots:
+        rates = (robot.success, robot.expected_success, robot.draw_share)
+        cells = ("-" if rate is None else f"{rate:.0%}" for rate in rates)
+        loss = "-" if robot.loss_ratio is None else f"{robot.loss_ratio:.2f}"
+        suspicion = f"[red]{robot.suspicion:.1f}: look at its data[/red]" if robot.named else f"{robot.suspicion:.1f}"
+        table.add_row(robot.actor_id, str(robot.episodes), *cells, loss, suspicion)
     console.print(table)

@@ -56,6 +56,32 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProx
         },
     }
 )
+_BY_OUTCOME = ("algorithm_settings.lookahead_s=6", "algorithm_settings.online_positive=0.6")
+"""No episode lasts longer than the look-ahead; the base policy succeeds in two of three."""
+_ALONE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "metaworld": (
+            "pretrain.steps=2000",  # a base that its demonstrations hardly improve any more
+            "fleet.num_actors=2",
+            "fleet.speed=0",
+            "fleet.episodes=600",
+            "fleet.time_factor=1.0",
+            "exploration.tempo=0.2",
+            "exploration.tempo_mean=0.15",
+            "sampler.min_share=0.5",
+            "sampler.max_share=0.8",
+            "learner.cooldown_steps=500",
+        )
+    }
+)
+"""Vetted changes of a preset where nobody corrects: docs/recap-on-any-base.md ..."""
+_ALONE_OF: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType(
+    {
+        ("metaworld", "recap"): (*_BY_OUTCOME, "algorithm_settings.negative_weight=0.2"),
+        ("metaworld", "weighted_bc"): _BY_OUTCOME,
+    }
+)
+"""... and of an algorithm in it."""
 
 
 def algorithm_defaults(preset: str, algorithm: str) -> dict[str, Any]:
@@ -73,7 +99,7 @@ def metaworld() -> RunConfig:
             held_out_tasks=("drawer-close", "plate-slide"),
         ),
         algorithm_settings=algorithm_defaults("metaworld", "hg_dagger"),
-        exploration=ExplorationConfig(tempo=0.3),  # the arm's actions are displacements: how fast is worth a try
+        exploration=ExplorationConfig(tempo=0.3),  # of base rollouts, beside offsets
     )
 
 
@@ -122,10 +148,20 @@ def make_config(preset: str, changes: Iterable[str] = ()) -> RunConfig:
     return config_from_dict(values)
 
 
-def explores_by_default(config: RunConfig) -> bool:
-    """Whether `sop run` lets the fleet explore unless it is told not to: nobody corrects, and the algorithm learns
-    from what the policy did. Without exploration it would learn from what it does anyway."""
-    return config.operator.kind == "none" and config.algorithm in FROM_OWN_ACTIONS
+def alone_changes(config: RunConfig, changes: Iterable[str] = ()) -> tuple[str, ...]:
+    """What `sop run` changes where nobody corrects and the algorithm learns from what the policy did: the fleet
+    explores, for without it learns from what it does anyway, and what else was found to matter. Nothing in other runs.
+
+    Args:
+        config: the run as it would be without.
+        changes: what somebody asked for himself, as for `make_config`: this is left to him.
+    """
+    if config.operator.kind != "none" or config.algorithm not in FROM_OWN_ACTIONS:
+        return ()
+    of_algorithm = _ALONE_OF.get((config.preset, config.algorithm), ())
+    found = ("exploration.kind=noise", *_ALONE.get(config.preset, ()), *of_algorithm)
+    asked = tuple(f"{change.partition('=')[0]}." for change in changes)
+    return tuple(one for one in found if not f"{one.partition('=')[0]}.".startswith(asked))
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sop.operators import check_operator
 from sop.places import STORE, Place, find_place, is_run, keep_place
 from sop.policies import check_policy
 from sop.presets import FROM_PEOPLE, config_from_dict, config_to_dict
-from sop.robots import make_robot
+from sop.robots import SimulatedRobot, make_robot
 from sop.transport import EventBus, ObjectStore, open_bus, open_store, own_identity, probe
 from sop.transport.durable import write_durably
 from sop.trust import SigningKey
@@ -88,6 +88,7 @@ def create_run(folder: Path, config: RunConfig, place: Place | None = None) -> R
         fleet_tasks=config.robot.fleet_tasks,
         held_out_tasks=config.robot.held_out_tasks,
         config=config_to_dict(config),
+        simulated=isinstance(robot, SimulatedRobot),
     )
     robot.close()
     try:

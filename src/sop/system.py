@@ -37,6 +37,7 @@ the robot's. The parts do not know each other.
 
 import os
 import re
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from threading import Event
@@ -46,18 +47,20 @@ import torch
 from sop.actor import Actor, ActorReporter, SpoolWriter, StepJournal, Uploader
 from sop.actor.exploration import make_exploration
 from sop.algorithms import Algorithm, make_algorithm
+from sop.algorithms.base import Origin, origin_of
 from sop.broadcast import published_versions
 from sop.buffer import (
     Ingest,
     IngestedEpisode,
 )
 from sop.buffer.library import StoreLibrary
-from sop.buffer.screening import SIMULATED
+from sop.buffer.screening import limits_for
 from sop.config import ExplorationConfig
 from sop.core import layout
 from sop.core.clock import SystemClock
+from sop.core.episode import Outcome
 from sop.core.errors import RunError
-from sop.core.experience import Collection
+from sop.core.experience import Collection, StoredEpisode
 from sop.golden import make_publish_gate
 from sop.learner import Learner
 from sop.learner.follower import follow
@@ -199,8 +202,14 @@ def run_warmup(run: Run, stop: Event) -> None:
 
 def _prepared(run: Run, parts: LearnerParts) -> list[IngestedEpisode]:
     """The episodes that were there before the fleet, in the order of their keys, after the algorithm has learned
-    from them what it needs for its first opinion; the learner indexes them next."""
+    from them what it needs for its first opinion; the learner indexes them next.
+
+    Raises:
+        RunError: the algorithm needs rollouts of every task of the fleet, and one has none; or it refuses.
+    """
     episodes = parts.ingest.take(_before_fleet(run))
+    if parts.algorithm.needs_rollouts:
+        _require_rollouts(run.config.robot.fleet_tasks, [one.encoded for one in episodes if not one.flags])
     for episode in episodes:
         parts.payloads.put(str(episode.key), episode.encoded)
     library = StoreLibrary((str(episode.key) for episode in episodes if not episode.flags), parts.payloads)
@@ -208,6 +217,17 @@ def _prepared(run: Run, parts: LearnerParts) -> list[IngestedEpisode]:
     policy = parts.policy if parts.lead.whole_weights else make_learner_policy(run)[0]
     parts.algorithm.prepare(library, policy)
     return episodes
+
+
+def _require_rollouts(fleet_tasks: Sequence[str], episodes: Iterable[StoredEpisode]) -> None:
+    """A task of which the base policy has shown nothing can be judged by the clock alone: there is no failure of it."""
+    usable = (one for one in episodes if origin_of(one) is Origin.ROLLOUT and one.outcome is not Outcome.ABORTED)
+    tasks = {rollout.task for rollout in usable}
+    if missing := [task for task in fleet_tasks if task not in tasks]:
+        raise RunError(
+            f"the algorithm needs rollouts of the base policy, and of the fleet's tasks {', '.join(missing)} there is "
+            "none to learn from; record some: `sop actor RUN --id base-0 --rollout`, or leave these tasks out"
+        )
 
 
 def run_pretraining(run: Run, stop: Event) -> None:
@@ -220,7 +240,8 @@ def run_pretraining(run: Run, stop: Event) -> None:
     require_one_rank("--pretrain")
     torch.set_num_threads(os.cpu_count() or 1)
     with run.bus() as bus:
-        episodes = Ingest(run.store, bus, run.manifest, screening=SIMULATED).take(_lab_episodes(run))
+        screening = limits_for(run.manifest.simulated)
+        episodes = Ingest(run.store, bus, run.manifest, screening=screening).take(_lab_episodes(run))
     if not episodes:
         raise RunError("there are no demonstrations to pretrain on: record some with `sop actor --demonstrate`")
     states, actions = ([getattr(episode.encoded, name) for episode in episodes] for name in ("state", "action"))

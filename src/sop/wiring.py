@@ -31,7 +31,7 @@ from sop.buffer.fetcher import BatchFetcher
 from sop.buffer.jobs import BatchPlan, part_of
 from sop.buffer.library import IndexLibrary
 from sop.buffer.loader import Annotate
-from sop.buffer.screening import SIMULATED
+from sop.buffer.screening import limits_for
 from sop.config import LearnerConfig
 from sop.core.codec import content_hash
 from sop.core.errors import StoreUnavailable
@@ -84,7 +84,7 @@ def learner_parts(
         lease = stack.enter_context(_lease(run))
         bus = stack.enter_context(run.bus(owner=True))
         payloads = stack.enter_context(closing(_payload_cache(run, config, rank=0)))
-        ingest = Ingest(run.store, bus, run.manifest, screening=SIMULATED)  # all robots of `sop.robots` are
+        ingest = Ingest(run.store, bus, run.manifest, screening=limits_for(run.manifest.simulated))
         stack.enter_context(closing(ingest))
         publisher = Publisher(
             run.store,

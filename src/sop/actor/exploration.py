@@ -1,11 +1,12 @@
 """Exploration: what a policy would seldom do by itself, tried for a while, bounded, recorded, and repeatable.
 
-`noise` leaves the proposals alone: the policy samples them all from noise that an episode has in common. A policy
-that samples every chunk anew averages its ways of doing a task; one that keeps its noise goes one way to the end, in
-one episode this, in another that, and outcomes tell which was better. `offset` adds to what is proposed:
+`noise`: the policy samples all its proposals from noise that an episode has in common. A policy that samples every
+chunk anew averages its ways of doing a task; one that keeps its noise goes one way to the end, in one episode this, in
+another that, and outcomes tell which was better. `offset` adds to what is proposed. Either kind may go faster or slower
+than proposed (`tempo`, `tempo_mean`); `noise` without these leaves the proposals alone:
 
     chunk           0                1                2                3
-    offset [A]      none             (.2, -.1)        none             (-.4, .3)        hold_chunks = 1
+    offset [A]      none             (.2, -.1)        none             (-.4, .3)        none at all with `noise`
     factor          f0               f1               f2               f3               1 without `tempo`
     executed        f0 p             f1 p + o1        f2 p             f3 p + o3        then the safety gate
     recorded        action = executed, policy_action = the proposal p
@@ -48,7 +49,7 @@ def explored_elements(config: ExplorationConfig, embodiment: Embodiment) -> npt.
 
 
 class Exploration:
-    """Adds offsets to a policy's proposals. The actor's use of it:
+    """Changes a policy's proposals, within bounds. The actor's use of it:
 
         exploration.reset(seed, sequence)                                 # every episode
         command = exploration.explore(proposal, new_chunk=planned_now)    # every step that nobody else controls
@@ -103,7 +104,7 @@ class Exploration:
 
         The proposal itself when the chunk has neither. A proposal that is not finite stays so: the gate holds.
         """
-        if new_chunk and self._config.kind == "offset":
+        if new_chunk and self._config.kind != "none":
             self._begin_chunk()
         if (self._offset is None and self._factor == 1) or not np.isfinite(proposal).all():
             return proposal
@@ -119,11 +120,12 @@ class Exploration:
 
     def _begin_chunk(self) -> None:
         if self._chunks_left == 0:
-            chosen = self._rng.random() < self._config.probability
+            chosen = self._rng.random() < self._config.probability and self._config.kind == "offset"
             direction = self._rng.standard_normal(len(self._scale))
             self._offset = (self._std * self._scale * direction).astype(np.float32) if chosen else None
-            tempo = self._config.tempo * self._config.share(self._sequence)
-            self._factor = float(np.exp(tempo * self._rng.standard_normal())) if tempo else 1.0
+            share = self._config.share(self._sequence)
+            mean, spread = self._config.tempo_mean * share, self._config.tempo * share
+            self._factor = float(np.exp(mean + spread * self._rng.standard_normal())) if mean or spread else 1.0
             self._chunks_left = self._config.hold_chunks
         self._chunks_left -= 1
 

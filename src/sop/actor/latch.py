@@ -3,7 +3,7 @@
     open --close(reason)--> closed --clear(operator)--> open          each move is a line of `record`, for ever
 
 The record survives restarts: a process that dies behind a closed latch finds it closed. Whoever clears it may do so
-from another process (`sop actor --clear`, a console): the waiting process looks again with `refresh`.
+from another process (`sop clear`, a console): the waiting process looks again with `refresh`.
 """
 
 import logging

@@ -105,7 +105,7 @@ class Critic:
         self._lock = threading.Lock()
         self._newest: deque[ValuedEpisode] = deque(maxlen=DRIFT_EPISODES)
         self._refreshed_at = self._refreshed_with = 0
-        """Learner step of the last fit, and the fleet's episodes then."""
+        """Learner step at which a fit was last tried, and the fleet's episodes at the last one that went well."""
         self._facts: dict[str, float] = {}
 
     @property
@@ -215,7 +215,7 @@ class Critic:
         online = library.keys(Source.ONLINE)
         if len(online) == self._refreshed_with:
             return False
-        self._refreshed_at, self._refreshed_with = learner_step, len(online)
+        self._refreshed_at = learner_step
         newest = list(_readable(library, online[-DRIFT_EPISODES:]))
         try:
             before = calibrate([self._valued(episode) for episode in newest], function.version)
@@ -224,6 +224,7 @@ class Critic:
         except (RunError, InvalidRecord, StoreError) as error:
             _log.warning("learner step %d: the value function stays as it is: %s", learner_step, error)
             return False
+        self._refreshed_with = len(online)
         self._forget()
         after = calibrate([self._valued(episode) for episode in newest], function.version)
         self._facts |= {

@@ -56,6 +56,9 @@ class RecapSettings(AdvantageSettings):
     """Whether all steps of demonstrations are positive, or those with the task's best advantages."""
     condition_negatives: bool = True
     """Whether the policy is told of bad actions as well; otherwise these train the null branch."""
+    negative_weight: float = 1.0
+    """Weight of the policy's own bad steps, beside `policy_weight`: they share all weights but the tables' with the
+    good ones. 0: they are drawn, and not learned from."""
     guidance: float = 1.0
     """beta with which the fleet acts: v(null) + beta (v(+) - v(null)); 1 costs one pass, others two."""
 
@@ -63,6 +66,8 @@ class RecapSettings(AdvantageSettings):
         AdvantageSettings.__post_init__(self)
         if not 0 <= self.indicator_dropout < 1:
             raise ValueError(f"indicator_dropout must be in [0, 1), got {self.indicator_dropout}")
+        if not 0 <= self.negative_weight <= 1:
+            raise ValueError(f"negative_weight must be in [0, 1], got {self.negative_weight}")
         for name in ("warmup_max_steps", "warmup_separation", "warmup_null_tolerance", "guidance"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
@@ -94,7 +99,8 @@ class Recap(AdvantageRule):
     def weights_and_indicator(
         self, episode: StoredEpisode, plan: Plan
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8] | None]:
-        """Weight 1 for people and `policy_weight` for the policy; the indicator of the table at the top."""
+        """Weight 1 for people and `policy_weight` for the policy, times `negative_weight` where it was bad; the
+        indicator of the table at the top."""
         weight = np.where(plan.by_policy, self.settings.policy_weight, 1.0).astype(np.float32)
         indicator = np.zeros(episode.num_steps, np.int8)
         if not plan.learned.any() or episode.outcome is Outcome.ABORTED:
@@ -109,6 +115,7 @@ class Recap(AdvantageRule):
             indicator[:] = np.where(judged & np.isfinite(advantage), sign, 0)
         indicator[(plan.kind == StepKind.HUMAN) & ~judged] = 1
         indicator[plan.kind == StepKind.PRE_TAKEOVER] = -1
+        weight[plan.by_policy & (indicator < 0)] *= np.float32(self.settings.negative_weight)
         if not self.settings.condition_negatives:
             indicator[indicator < 0] = 0
         return weight, indicator

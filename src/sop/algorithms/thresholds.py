@@ -107,14 +107,16 @@ class PositiveFraction:
             self._rings.setdefault((task, source), _Ring(self._window)).add(known)
 
     def restart(self) -> None:
-        """Forget all values, because what computed them has changed; thresholds stay until they are applied anew."""
+        """Forget all values, because what computed them has changed; `apply` then forgets the thresholds that too few
+        new ones were added for."""
         self._rings.clear()
 
     def apply(self) -> bool:
-        """Bring thresholds up to date; whether one is new or moved. Costs nothing when nothing was added."""
-        applied = dict(self._applied)
-        for key, ring in self._rings.items():
-            if not ring.changed or len(ring) < self._least:
+        """Bring thresholds up to date; whether one is new, moved or gone. Costs nothing when nothing was added."""
+        enough = {key: ring for key, ring in self._rings.items() if len(ring) >= self._least}
+        applied = {key: threshold for key, threshold in self._applied.items() if key in enough}
+        for key, ring in enough.items():
+            if not ring.changed:
                 continue
             ring.changed = False
             found, old = threshold_for(ring.content(), self._fractions[key[1]]), applied.get(key)

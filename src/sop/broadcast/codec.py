@@ -17,7 +17,7 @@ def load_codec() -> ModuleType:
         if error.name not in ("numba", "llvmlite"):
             raise
         raise RunError(
-            "policies that are packed for a link need numba: pip install 'sop[link]', "
+            "policies that are packed for a link need numba: pip install -e '.[link]', "
             "or have the learner publish whole files (learner.publish_encoding=full)"
         ) from error
     return delta

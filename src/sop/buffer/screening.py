@@ -89,6 +89,11 @@ SIMULATED = Screening(max_dropped_share=1.0, frozen_s=math.inf)
 """For simulated robots: their world waits for a late step, and an image in which nothing moves is the same image."""
 
 
+def limits_for(simulated: bool) -> Screening:
+    """The limits of a run of simulated or of real robots (`RunManifest.simulated`)."""
+    return SIMULATED if simulated else Screening()
+
+
 def screen(episode: EncodedEpisode, embodiment: Embodiment, limits: Screening | None = None) -> tuple[Flag, ...]:
     """The rules that a valid episode breaks; () when it may be learned from.
 

@@ -174,13 +174,13 @@ FAULTS_OF_POLICIES = (
     Fault(
         number=42,
         title="one robot of ten flips labels or sends noise",
-        required="its share bounds the harm, and the influence report names it",
+        required="its share bounds the harm, and `sop inspect` names it",
         tests=tests(
             "faults/test_one_robot",
             "test_fault_42_a_robot_that_flips_its_labels_is_named",
             "test_fault_42_a_robot_that_sends_noise_is_named_by_what_its_windows_cost_and_its_part_is_bounded",
         ),
-        recovery="people leave it out",
+        recovery="people revoke it; what is stored stays",
     ),
     Fault(
         number=43,

@@ -19,7 +19,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     actor.add_argument("--end", type=int, metavar="N", help="stop when N episodes are recorded in all")
     actor.set_defaults(command=_actor)
     clear = commands.add_parser("clear", help="let a robot move again that stopped itself, after somebody has looked")
-    clear.add_argument("run", help="folder of the run on the robot's machine")
+    clear.add_argument("run", help="as given to `sop actor`: folder of the run, or URL of its store")
     clear.add_argument("--id", required=True, help="of the robot")
     clear.add_argument("--operator", required=True, metavar="NAME", help="who has looked; is written down")
     clear.set_defaults(command=_clear)

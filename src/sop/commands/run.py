@@ -53,7 +53,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(options: argparse.Namespace) -> int:
     from sop.cluster import on_cluster
     from sop.launcher import Launcher
-    from sop.presets import explores_by_default, make_config
+    from sop.presets import alone_changes, make_config
     from sop.processes import spawn_here, stop_on_signals
 
     shortcuts = {
@@ -69,11 +69,10 @@ def _run(options: argparse.Namespace) -> int:
     changes = [f"{name}={value}" for name, value in shortcuts.items() if value is not None]
     changes += options.set
     config = make_config(options.preset, changes)
-    chosen = any(change.startswith(("exploration=", "exploration.kind=")) for change in changes)
-    if not options.resume and not chosen and explores_by_default(config):
-        config = make_config(options.preset, [*changes, "exploration.kind=noise"])
-        print(f"Nobody corrects, so the fleet explores: {config.algorithm} learns from what it tries.", end=" ")
-        print("--exploration none turns that off.")
+    alone = alone_changes(config, changes)
+    if alone and not options.resume:
+        config = make_config(options.preset, [*alone, *changes])
+        print(f"Nobody corrects: {config.algorithm} learns from what the fleet tries, so by default: {' '.join(alone)}")
     stop = stop_on_signals()
     with ExitStack() as stack:
         identities = _take_identity(options)

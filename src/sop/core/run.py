@@ -30,6 +30,9 @@ class RunManifest:
     """Tasks that live in the offline buffer only: they show whether generality is kept."""
     config: Mapping[str, Any]
     """The whole configuration of the run (JSON)."""
+    simulated: bool = True
+    """Whether the robots' world waits for them: then a step that comes late and an image that stays the same mean
+    nothing, which on a real robot they do."""
     schema_version: int = 1
 
     def __post_init__(self) -> None:

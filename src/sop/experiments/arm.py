@@ -49,7 +49,7 @@ from sop.transport import ObjectStore, open_store
 RESULT = "result.json"
 SETUP = "setup.json"
 PAIR_OFFSET = 2**19
-"""Look-aheads begin in other scenes than evaluations: seeds that much further on."""
+"""Look-aheads begin in other scenes than evaluations: seeds that much further on, others for every training seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,11 @@ class Setup:
         """Whether results of an earlier setup are results of this one, too: arms and seeds may differ, nothing else."""
         same_plan = replace(before.plan, arms=self.plan.arms) == self.plan
         return same_plan and all(self.streams.get(seed, place) == place for seed, place in before.streams.items())
+
+    def joined(self, before: "Setup") -> "Setup":
+        """With the arms and seeds of an earlier setup that this one continues; arms in the order of `ARMS`."""
+        arms = tuple(name for name in ARMS if name in {*before.plan.arms, *self.plan.arms})
+        return Setup(plan=replace(self.plan, arms=arms), streams={**before.streams, **self.streams})
 
     def save(self, out: Path) -> None:
         """Write `setup.json` (atomic)."""
@@ -156,19 +161,25 @@ def measure(
     return {"settings": asdict(arm), "curve": curve, "final": final}
 
 
+def conditions_of(arm: Arm, plan: Plan) -> dict[str, Conditioning]:
+    """What a last policy is asked for: nothing without an indicator; else good actions with every beta of the plan and
+    with 1, as in the fleet, and bad ones (`negative`)."""
+    if arm.kind is None:
+        return {"beta 0": Conditioning()}
+    found = {
+        f"beta {beta:g}": Conditioning(advantage_indicator=True, guidance=beta) if beta else Conditioning()
+        for beta in sorted({*plan.betas, 1.0})
+    }
+    return {**found, "negative": Conditioning(advantage_indicator=False)}
+
+
 def _final(
     robot: SimulatedRobot, policy: TrainablePolicy, arm: Arm, plan: Plan, *, stream: Stream, known: Counts
 ) -> dict[str, Any]:
     """Success of the last policy under every condition; `known` is the first seeds' under its own."""
     config, first = stream.run.config.robot, stream.run.config.evaluation.first_seed + SEED_OFFSET
     seeds = range(first, first + plan.final_episodes)
-    conditions: dict[str, Conditioning] = {"beta 0": Conditioning()}
-    if arm.kind is not None:
-        conditions = {
-            f"beta {beta:g}": Conditioning(advantage_indicator=True, guidance=beta) if beta else Conditioning()
-            for beta in plan.betas
-        }
-        conditions["negative"] = Conditioning(advantage_indicator=False)
+    conditions = conditions_of(arm, plan)
     own = "beta 0" if arm.kind is None else "beta 1"
     found: dict[str, Any] = {}
     for name, conditioning in conditions.items():
@@ -190,7 +201,7 @@ def _signed(
 ) -> dict[str, Any]:
     """Differences of advantages, one per moment that is reached."""
     config = stream.run.config
-    first = config.evaluation.first_seed + SEED_OFFSET + PAIR_OFFSET
+    first = config.evaluation.first_seed + SEED_OFFSET + PAIR_OFFSET + config.seed * plan.pair_seeds
     begins = moments(config.robot.fleet_tasks, range(first, first + plan.pair_seeds), plan.pair_chunks)
     found = [signed_advantage(robot, policy, function, lookahead, moment) for moment in begins]
     reached = [(moment, one) for moment, one in zip(begins, found, strict=True) if one is not None]

@@ -126,7 +126,7 @@ def _rate(found: Mapping[str, Any] | None) -> str:
 
 
 def _points(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+    if found is None or found["difference"] is None:
         return "-"
     return f"{100 * found['difference']:+.0f} [{100 * found['low']:+.0f}, {100 * found['high']:+.0f}]"
 

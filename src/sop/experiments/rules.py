@@ -48,6 +48,7 @@ def arm_settings(arm: Arm, plan: Plan, recorded: Mapping[str, Any]) -> dict[str,
         "offline_positive": plan.offline_positive,
         "warmup_max_steps": plan.warmup_max_steps,
         "guidance": 1.0,
+        **({} if arm.kind else {"negative_weight": 1.0}),  # who is told nothing knows nothing of bad steps
     }
 
 

@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from sop.broadcast import fetch_manifest
 from sop.buffer import IndexSegments, IngestedEpisode, Payloads, RowBlock, labels_id
 from sop.buffer.rows import FOLDERS, OUTCOMES
+from sop.buffer.screening import flagged_keys
 from sop.core.episode import Outcome
 from sop.core.errors import RunError
 from sop.core.layout import EpisodeKey
@@ -63,21 +65,23 @@ def open_stream(place: str, episodes: int) -> Stream:
         checkpoint = checkpoints.newest()
     if checkpoint is None or checkpoint.rows is None:
         raise RunError(f"{place} has no checkpoint with an index: finish it (`sop run ... --resume`), then try again")
-    offline, online = order(checkpoint.rows.blocks)
+    offline, online = order(checkpoint.rows.blocks, frozenset(flagged_keys(run.store)))
     if len(online) < episodes:
         raise RunError(f"{place} has {len(online)} episodes of the fleet in its last checkpoint, {episodes} are needed")
     state = _rule_state(checkpoint)
     return Stream(run=run, horizon=horizon, offline=offline, online=online[:episodes], rule_state=state)
 
 
-def order(blocks: Sequence[RowBlock]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def order(blocks: Sequence[RowBlock], flagged: AbstractSet[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Keys of what was there before the fleet (sorted), and of what the fleet recorded (in the order of the rows,
-    aborted episodes left out)."""
+    aborted episodes left out); without those that screening flagged, which no learner learns from."""
     offline: list[str] = []
     online: list[str] = []
     aborted = OUTCOMES.index(Outcome.ABORTED)
     for block in blocks:
         for key, fleet, outcome in zip(block.episode_keys(), block.from_fleet(), block.columns["outcome"], strict=True):
+            if key in flagged:
+                continue
             if not fleet:
                 offline.append(key)
             elif outcome != aborted:

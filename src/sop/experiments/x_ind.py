@@ -70,10 +70,10 @@ def run_command(options: argparse.Namespace) -> int:
     if stop.is_set():
         print(f"Stopped. The same command goes on; --report-only shows what is in {out}.")
         return 130
-    print(describe(write_report(out)))
-    print(f"Numbers: {out / 'summary.json'}   Table: {out / 'table.md'}   Picture: {out / 'x-ind.png'}")
     for name, problem in failed.items():
         print(f"FAILED {name}: {problem}", file=sys.stderr)
+    print(describe(write_report(out)))
+    print(f"Numbers: {out / 'summary.json'}   Table: {out / 'table.md'}   Picture: {out / 'x-ind.png'}")
     return 1 if failed else 0
 
 
@@ -112,8 +112,11 @@ def run_experiment(
             stream for one of these seeds. More seeds and other arms go well together with what is there.
     """
     setup = Setup(plan=plan, streams=dict(streams))
-    if (out / SETUP).exists() and not setup.continues(Setup.read(out)):
-        raise RunError(f"{out} holds an experiment with another plan or other streams: choose another --out")
+    if (out / SETUP).exists():
+        before = Setup.read(out)
+        if not setup.continues(before):
+            raise RunError(f"{out} holds an experiment with another plan or other streams: choose another --out")
+        setup = setup.joined(before)
     setup.save(out)
     for place in streams.values():
         open_stream(place, plan.episodes)

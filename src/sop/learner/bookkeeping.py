@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sop.algorithms import Algorithm
 from sop.buffer import AdaptiveSampler, EpisodeIndex, EpisodeRow, IngestedEpisode, Payloads, RowBlock
 from sop.buffer.rows import OUTCOMES
+from sop.buffer.sequences import known_runs
 from sop.buffer.windows import start_runs
 from sop.core.episode import Outcome
 from sop.core.events import LearnerReported
@@ -19,6 +20,7 @@ from sop.learner.ages import PolicyAges
 from sop.learner.draws import DrawLog, LearnedBatch
 from sop.learner.sidecars import SidecarWriter
 from sop.learner.stopwatch import Stopwatch
+from sop.learner.told import Told
 from sop.metrics import MetricSink, percentile
 
 REPORT_EVERY_S = 1.0
@@ -79,6 +81,8 @@ class Bookkeeping:
         self._started_utc_ns = time.time_ns()
         self.draws = DrawLog(index)
         """What the weights learned from since the policy in the store."""
+        self.told = Told()
+        """The episodes that are indexed, and noted by the algorithm unless screening has flagged them."""
         self.time = Stopwatch()
         self.fresh_starts = 0
         """Window starts that the fleet added."""
@@ -101,6 +105,7 @@ class Bookkeeping:
             if row.num_starts:
                 self.draws.arrived(len(self._index) - 1, episode)
             self._note(episode)
+            self.told.add(episode.key.folder, row.actor_id, row.sequence, row.sequence + 1)
             if not before_fleet(row.actor_id):
                 self.fresh_starts += row.num_starts
                 self._tasks[row.task].episodes += row.outcome is not Outcome.ABORTED
@@ -115,6 +120,9 @@ class Bookkeeping:
             ValueError: they are not rows of this run; nothing was indexed.
         """
         self._index.extend(*blocks)
+        for (folder, actor_id), runs in known_runs(blocks).items():
+            for run in runs:
+                self.told.add(folder, actor_id, run.first, run.stop)
         for block in blocks:
             fresh = block.from_fleet()
             ended = fresh & (block.columns["outcome"] != OUTCOMES.index(Outcome.ABORTED))
@@ -123,6 +131,17 @@ class Bookkeeping:
                 mine = block.columns["task"] == number
                 self._tasks[task].episodes += int((ended & mine).sum())
                 self._tasks[task].interventions += int(block.columns["num_interventions"][fresh & mine].sum())
+
+    def rebuild(self, episodes: Iterable[IngestedEpisode], told: Told | None) -> list[str]:
+        """Index episodes without rows, before the algorithm has its state; returns the keys of those that this state
+        was not `told` of, to be indexed when it has. None: it is not known, all count as told."""
+        late = []
+        for episode in episodes:
+            if told is None or episode.key in told or episode.flags:
+                self.index([episode])
+            else:
+                late.append(str(episode.key))
+        return late
 
     def learned(self, learner_step: int, batch: Batch | LearnedBatch, newest_version: int | None) -> None:
         """A step learned from a batch. One metrics line per episode that was new to it, with its hops."""

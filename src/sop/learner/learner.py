@@ -29,6 +29,7 @@ from sop.learner.crew import Lead
 from sop.learner.memory import release_freed_memory
 from sop.learner.optimization import Optimization, StepResult
 from sop.learner.publish_gate import PublishGate
+from sop.learner.told import Told
 from sop.policies import TrainablePolicy
 
 _log = logging.getLogger(__name__)
@@ -171,6 +172,7 @@ class Learner:
             "algorithm": {name: value for name, value in learned.items() if name not in arrays},
             "fresh_draws": parts.books.fresh_draws,
             "collected_at": self._collected_at,
+            "told": parts.books.told.state(),
             "branch": parts.publisher.branch,
         }
         if parts.gate is not None:
@@ -185,15 +187,18 @@ class Learner:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where `checkpoint` was taken; fetches no episode but those on their way. Call before `run`.
 
-        The algorithm gets its state after the rows, so that it is told of no episode twice when these are rebuilt, and
-        before the batches on their way are labelled again, so that they get the labels that they had.
+        The algorithm gets its state after the rows, so that it is told of no episode twice when these are rebuilt, then
+        what came later, and before the batches on their way are labelled again, so that they get the labels they had.
 
         Without usable rows of the index all episodes are fetched and indexed again (blocking), in another order:
         nothing is lost, but the batches on their way are dropped and the draws are others from here on.
         """
         parts, state = self._p, checkpoint.state
-        exact = self._restore_rows(checkpoint)
+        late = self._restore_rows(checkpoint)
+        exact = late is None
         parts.algorithm.load_state_dict({**state["algorithm"], **_arrays(checkpoint, _ALGORITHM)})
+        for key in late or ():
+            parts.books.index(parts.ingest.take([key]))
         parts.books.fresh_draws = state["fresh_draws"]
         parts.lead.restore(state["optimization"])
         parts.optimization.load_state(checkpoint.tensors, state["optimization"])
@@ -219,8 +224,8 @@ class Learner:
             parts.lead.restore(state)
             parts.optimization.load_state(tensors, state)
 
-    def _restore_rows(self, checkpoint: Checkpoint) -> bool:
-        """Fill the index; False when it had to be rebuilt from the episodes."""
+    def _restore_rows(self, checkpoint: Checkpoint) -> list[str] | None:
+        """Fill the index; when it had to be rebuilt from the episodes, the keys of later ones: not in it yet."""
         parts = self._p
         if checkpoint.rows is not None:
             try:
@@ -229,15 +234,14 @@ class Learner:
                 _log.warning("the rows of the index at step %d do not fit this run: %s", checkpoint.learner_step, error)
             else:
                 parts.ingest.resume(checkpoint.rows.blocks)
-                return True
+                return None
         _log.warning(
             "the index is rebuilt from all episodes in the store, in another order: the learner goes on from step %d "
             "with nothing lost, but draws other batches than it would have",
             checkpoint.learner_step,
         )
-        for episode in parts.ingest.everything():
-            parts.books.index([episode])
-        return False
+        told = checkpoint.state.get("told")
+        return parts.books.rebuild(parts.ingest.everything(), None if told is None else Told(told))
 
     def _done(self) -> bool:
         """All episodes are there and the cool-down is over (nothing to collect: all steps are done)."""

@@ -53,7 +53,7 @@ class SentenceEncoder:
         load_model: makes the function that embeds sentences; for tests.
 
     Raises:
-        RunError: when a new sentence comes and the packages of `sop[learner]` are not installed.
+        RunError: when a new sentence comes and the packages of the extra `learner` are not installed.
     """
 
     width = TEXT_WIDTH["minilm"]
@@ -161,7 +161,7 @@ def _load_minilm() -> Callable[[list[str]], npt.NDArray[Any]]:
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise RunError(
-            f"a new instruction has to be encoded and {error.name} is not installed: install sop[learner], "
+            f"a new instruction has to be encoded and {error.name} is not installed: pip install -e '.[learner]', "
             f"or copy the sentence cache ({default_cache_folder()}) from a machine that has it"
         ) from error
     disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -222,14 +222,14 @@ def _import_simulators() -> _Simulators:
         import mujoco
         from mujoco import gl_context  # noqa: F401  (the import that fails without a GL library)
     except ModuleNotFoundError as error:
-        raise RunError(f"the robot 'metaworld' needs more packages ({error}): pip install 'sop[metaworld]'") from error
+        raise RunError(f"the robot 'metaworld' needs more packages ({error}): pip install -e '.[metaworld]'") from error
     except (ImportError, AttributeError, RuntimeError) as error:
         raise _cannot_render(error) from error
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
     except ModuleNotFoundError as error:
-        raise RunError(f"the robot 'metaworld' needs more packages ({error}): pip install 'sop[metaworld]'") from error
+        raise RunError(f"the robot 'metaworld' needs more packages ({error}): pip install -e '.[metaworld]'") from error
     return _Simulators(mujoco, ALL_V3_ENVIRONMENTS, ENV_POLICY_MAP)
 
 

@@ -30,7 +30,7 @@ def load_dsse() -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("securesystemslib", "cryptography"):
             raise
-        raise RunError("signed policies need securesystemslib and cryptography: pip install 'sop[fleet]'") from error
+        raise RunError("signed policies need securesystemslib and cryptography: pip install -e '.[fleet]'") from error
     return dsse
 
 

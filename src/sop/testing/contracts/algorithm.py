@@ -172,20 +172,29 @@ def a_stored_episode_gets_the_same_labels(make_algorithm: MakeAlgorithm) -> None
 
 
 def labels_stay_until_refresh_says_otherwise(make_algorithm: MakeAlgorithm) -> None:
-    """New episodes change no label by themselves; `refresh` tells when they do, and then once."""
+    """New episodes change no label by themselves; `refresh` tells when they do, and then once.
+
+    Labels that have changed have another `label_version` than before, above 0: only then a draw keeps them.
+    """
     algorithm, library = prepared(make_algorithm)
     episodes = sample_episodes()
     for step in range(2, 6):
         before = [algorithm.annotate(episode) for episode in episodes]
         for number in range(3):
-            episode = sample_episode("P" * 30, Outcome.FAILURE, seed=100 * step + number)
+            outcome = Outcome.SUCCESS if number else Outcome.FAILURE
+            episode = sample_episode("P" * 20 * step, outcome, seed=100 * step + number)
             library.add(episode, Source.ONLINE)
             algorithm.indexed(episode, Source.ONLINE)
         for episode, labels in zip(episodes, before, strict=True):
             _require_equal_labels(algorithm.annotate(episode), labels)
-        if not algorithm.refresh(step, library):
-            for episode, labels in zip(episodes, before, strict=True):
-                _require_equal_labels(algorithm.annotate(episode), labels)
+        changed = algorithm.refresh(step, library)
+        for episode, labels in zip(episodes, before, strict=True):
+            now = algorithm.annotate(episode)
+            if not changed:
+                _require_equal_labels(now, labels)
+            elif _differ(now, labels):
+                require(now.label_version > 0, "labels changed, and their label_version is 0")
+                require(now.label_version != labels.label_version, "labels changed, their label_version did not")
         require(not algorithm.refresh(step, library), "labels changed again, although nothing was new")
 
 
@@ -289,6 +298,11 @@ class _SquaredAction:
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         error: Tensor = (self.weight - torch.from_numpy(batch.action)).square().mean(dim=(1, 2))
         return error
+
+
+def _differ(labels: StepLabels, others: StepLabels) -> bool:
+    names = ("loss_weight", "advantage_indicator")
+    return not all(np.array_equal(getattr(labels, name), getattr(others, name)) for name in names)
 
 
 def _require_equal_labels(actual: StepLabels, expected: StepLabels) -> None:
