@@ -48,8 +48,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         fleet.enroll(name, role)
     with FleetBus(folder / "nats", fleet) as server:
         found = Place(fleet=fleet, server=server)
-        with found.bus("brain") as brain:
+        with found.bus("brain") as brain, found.bus("robot-1") as robot:
             brain.publish(TOPIC_POLICIES, b"1", "p1")
+            for topic in (TOPIC_EPISODES, TOPIC_ACTORS):  # made by the learner while it stays, some moments after
+                until(lambda topic=topic: _accepted(robot, topic), f"the learner has made {topic}")
         yield found
 
 
@@ -62,6 +64,15 @@ def _refused(action: Callable[[], object]) -> bool:
     except StoreUnavailable:
         return False
     return False
+
+
+def _accepted(bus: EventBus, topic: str) -> bool:
+    """Whether somebody keeps the topic by now."""
+    try:
+        bus.publish(topic, b"first", "first")
+    except StoreUnavailable:
+        return False
+    return True
 
 
 def _events(bus: EventBus, topic: str) -> list[bytes]:
