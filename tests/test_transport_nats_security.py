@@ -131,7 +131,8 @@ def _send(bus: NatsBus, subject: str, payload: bytes = b"x") -> bytes:
 
 def test_each_role_can_do_its_work(opener: Callable[[str], NatsBus]) -> None:
     learner, robots = opener("learner"), [opener("robot-1"), opener("robot.2")]
-    learner.poll("episodes", None, 0.0)  # it is there: its streams are made
+    for topic in ("episodes", "actors"):
+        learner.poll(topic, None, 0.0)  # makes the topic's stream, if the greeting has not yet
     for number, robot in enumerate(robots):
         robot.publish("episodes", b"%d" % number, f"episode-{number}")
         robot.publish("actors", b"%d" % number, f"alive-{number}")
