@@ -13,7 +13,7 @@ import sop.testing.contracts.bus as contract
 from sop.core.errors import StoreUnavailable
 from sop.testing.contracts.bus import drain
 from sop.testing.memory import MemoryBus
-from sop.transport import EventBus, SqliteBus, open_bus
+from sop.transport import EventBus, SqliteBus, open_bus, sqlite_bus
 from sop.transport.sqlite_bus import MAINTAIN_EVERY_S
 
 
@@ -215,6 +215,15 @@ def test_a_full_disk_says_what_to_do_and_keeps_what_was_published(tmp_path: Path
     bus._connection.execute(f"PRAGMA max_page_count = {pages + 100}")
     bus.publish("a", b"x" * 60_000, "large")
     assert drain(bus, "a")[0] == [b"first", b"x" * 60_000]
+
+
+def test_a_schema_that_sqlite_took_back_by_itself_is_reported_with_the_first_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clash = "INSERT INTO once VALUES (1);INSERT OR ROLLBACK INTO once VALUES (1)"
+    monkeypatch.setattr(sqlite_bus, "_SCHEMA", f"CREATE TABLE once (key UNIQUE);{clash}")
+    with pytest.raises(StoreUnavailable, match="UNIQUE constraint failed"):
+        SqliteBus(tmp_path / "bus.sqlite")
 
 
 def _wait_in_threads(bus: SqliteBus, topic: str, number: int, results: list[list[bytes]]) -> list[threading.Thread]:
