@@ -11,6 +11,8 @@ the training seeds as the units, and is wide with three of them.
 
     .venv/bin/python benchmarks/paired_arms.py runs/x-alone [--episodes 100] [--arms filtered weighted]
         [--runs 'filtered alone=runs/alone/own-filtered-{}']        {} is the number of the seed; same base policies
+    .venv/bin/python benchmarks/paired_arms.py runs/x-people --streams runs/recap-1 runs/recap-2 --betas 2
+        --runs hg_dagger=runs/hg-{}                            runs without an experiment; the folder gets the result
 """
 
 import argparse
@@ -28,7 +30,7 @@ from sop.broadcast import fetch_manifest, published_versions
 from sop.core.policy import Conditioning
 from sop.experiments.arm import Setup
 from sop.experiments.measures import SEED_OFFSET, load_policy, success
-from sop.experiments.plan import ARMS
+from sop.experiments.plan import ARMS, FULL
 from sop.experiments.training import STORE
 from sop.robots import make_robot
 from sop.runs import open_run
@@ -55,18 +57,22 @@ class Job(NamedTuple):
     """First scene, counted from the fresh ones."""
     episodes: int
     """Per task."""
+    guidance: float | None = None
+    """Asked for good actions with this beta; None: as the manifest says."""
 
 
 def outcomes(job: Job) -> npt.NDArray[np.int8]:
     """1 or 0 per scene, tasks in a row, of a last policy asked for good, or of the base (blocking)."""
     torch.set_num_threads(1)
-    folder, place, seed, arm, begin, episodes = job
+    folder, place, seed, arm, begin, episodes, guidance = job
     run = open_run(place)
     store = run.store if arm in {BASE, RUN} else open_store(str(Path(folder) / seed / arm / STORE))
     version = 0 if arm == BASE else max(published_versions(store))
     manifest, policy = fetch_manifest(store, version), load_policy(store, version)
     told = True if arm in ARMS and ARMS[arm].kind is not None else None
     conditioning = manifest.conditioning if arm == RUN else Conditioning(advantage_indicator=told)
+    if guidance is not None:
+        conditioning = Conditioning(advantage_indicator=True, guidance=guidance)
     first = run.config.evaluation.first_seed + SEED_OFFSET + FRESH + begin
     robot = make_robot(run.config.robot)
     found = [
@@ -99,6 +105,33 @@ def compared(arm: list[npt.NDArray[np.int8]], base: list[npt.NDArray[np.int8]]) 
     return found
 
 
+def jobs_of(setup: Setup, options: argparse.Namespace) -> dict[tuple[str, str], Job]:
+    """The policies that are compared, each at every seed: (name, seed) -> what is to be done."""
+    further = dict(one.split("=", 1) for one in options.runs)
+    guided = {f"{RUN}, beta {beta:g}": beta for beta in options.betas}
+    named = setup.plan.arms if options.arms is None else options.arms
+    jobs = {}
+    for name in (BASE, RUN, *guided, *further, *(() if options.streams else named)):
+        for number, seed in enumerate(sorted(setup.streams)):
+            place = further[name].format(seed.removeprefix("seed")) if name in further else setup.streams[seed]
+            jobs[name, seed] = Job(
+                folder=str(options.folder),
+                place=place,
+                seed=seed,
+                arm=RUN if name in further or name in guided else name,
+                begin=options.skip + number * options.episodes,
+                episodes=options.episodes,
+                guidance=guided.get(name),
+            )
+    return jobs
+
+
+def _setup(options: argparse.Namespace) -> Setup:
+    if options.streams is None:
+        return Setup.read(options.folder)
+    return Setup(plan=FULL, streams={f"seed{open_run(place).config.seed}": place for place in options.streams})
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description="arms of an X-IND against their base, paired by scene")
@@ -108,24 +141,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", help="some of its arms (default: all)")
     parser.add_argument("--runs", nargs="+", default=[], metavar="NAME=FOLDER", help="further runs, {} for the seed")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--streams", nargs="+", metavar="RUN", help="runs, in place of an experiment's streams")
+    parser.add_argument("--betas", nargs="*", type=float, default=[], help="ask the streams' own policies so, too")
     options = parser.parse_args(namespace=argparse.Namespace(quick=False))
     options.out = options.folder
-    began, setup = time.monotonic(), Setup.read(options.folder)
-    seeds = sorted(setup.streams)
-    further = dict(one.split("=", 1) for one in options.runs)
-    policies = [BASE, RUN, *further, *(setup.plan.arms if options.arms is None else options.arms)]
-    jobs = {
-        (name, seed): Job(
-            folder=str(options.folder),
-            place=further[name].format(seed.removeprefix("seed")) if name in further else setup.streams[seed],
-            seed=seed,
-            arm=RUN if name in further else name,
-            begin=options.skip + number * options.episodes,
-            episodes=options.episodes,
-        )
-        for name in policies
-        for number, seed in enumerate(seeds)
-    }
+    began, setup = time.monotonic(), _setup(options)
+    seeds, jobs = sorted(setup.streams), jobs_of(setup, options)
+    policies = list(dict.fromkeys(name for name, _ in jobs))
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         done = dict(zip(jobs, pool.map(outcomes, jobs.values(), chunksize=1), strict=True))
     base = [done[BASE, seed] for seed in seeds]
