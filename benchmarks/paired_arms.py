@@ -13,9 +13,11 @@ the training seeds as the units, and is wide with three of them.
         [--runs 'filtered alone=runs/alone/own-filtered-{}']        {} is the number of the seed; same base policies
     .venv/bin/python benchmarks/paired_arms.py runs/x-people --streams runs/recap-1 runs/recap-2 --betas 2
         --runs hg_dagger=runs/hg-{}                            runs without an experiment; the folder gets the result
+    .venv/bin/python benchmarks/paired_arms.py runs/x-five --pool runs/x-fast runs/x-fresh     seeds of two comparisons
 """
 
 import argparse
+import json
 import multiprocessing
 import time
 from pathlib import Path
@@ -41,6 +43,10 @@ FRESH = 2**18
 """So far behind the scenes of X-IND's own evaluations, and before those of its look-aheads."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % quantiles of Student's t with n - 1 degrees of freedom."""
+
+
+Outcomes = dict[str, dict[str, npt.NDArray[np.int8]]]
+"""Policy -> seed -> 1 or 0 per scene."""
 
 
 class Job(NamedTuple):
@@ -142,36 +148,64 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=[], metavar="NAME=FOLDER", help="further runs, {} for the seed")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--streams", nargs="+", metavar="RUN", help="runs, in place of an experiment's streams")
+    parser.add_argument("--pool", nargs="+", type=Path, metavar="FOLDER", help="run nothing, pool earlier comparisons")
     parser.add_argument("--betas", nargs="*", type=float, default=[], help="ask the streams' own policies so, too")
     options = parser.parse_args(namespace=argparse.Namespace(quick=False))
     options.out = options.folder
-    began, setup = time.monotonic(), _setup(options)
+    began = time.monotonic()
+    if options.pool is not None:
+        report(earlier(options.pool), options, began)
+        return
+    setup = _setup(options)
     seeds, jobs = sorted(setup.streams), jobs_of(setup, options)
-    policies = list(dict.fromkeys(name for name, _ in jobs))
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         done = dict(zip(jobs, pool.map(outcomes, jobs.values(), chunksize=1), strict=True))
-    base = [done[BASE, seed] for seed in seeds]
-    last = [done[RUN, seed] for seed in seeds]
-    found = {name: compared([done[name, seed] for seed in seeds], base) for name in policies}
-    for name in policies:
-        own = [done[name, seed] for seed in seeds]
-        found[name]["run_minus_it"] = compared(last, own)["pooled"]
-        found[name]["outcomes"] = ["".join(map(str, one.tolist())) for one in own]
+    names = list(dict.fromkeys(name for name, _ in jobs))
+    report({name: {seed: done[name, seed] for seed in seeds} for name in names}, options, began)
+
+
+def earlier(folders: list[Path]) -> Outcomes:
+    """Outcomes that earlier comparisons have left, of the policies that all of them have."""
+    found: list[Outcomes] = []
+    for folder in folders:
+        kept = json.loads((folder / "paired.json").read_text())
+        found.append(
+            {
+                name: {
+                    seed: np.array(list(text), np.int8)
+                    for seed, text in zip(kept["seeds"], one["outcomes"], strict=True)
+                }
+                for name, one in kept["arms"].items()
+            }
+        )
+    shared = [name for name in found[0] if all(name in other for other in found)]
+    return {name: {seed: one for each in found for seed, one in each[name].items()} for name in shared}
+
+
+def report(done: Outcomes, options: argparse.Namespace, began: float) -> None:
+    """Print the table, write `paired.json`."""
+    seeds = sorted(done[BASE])
+    base, last = ([done[name][seed] for seed in seeds] for name in (BASE, RUN))
+    found = {name: compared([one[seed] for seed in seeds], base) for name, one in done.items()}
+    for name, one in done.items():
+        own = [one[seed] for seed in seeds]
+        against = compared(last, own)
+        found[name]["run_minus_it"] = {
+            key: against[key] for key in ("per_seed", "pooled", "over_seeds") if key in against
+        }
+        found[name]["outcomes"] = ["".join(map(str, each.tolist())) for each in own]
     rows = [
         [
-            arm,
+            name,
             *(f"{100 * rate:.1f}" for rate in one["success"]),
-            _points(one["pooled"]),
-            _points(one.get("over_seeds")),
-            _points(one["run_minus_it"]),
+            *(_points(one.get(key)) for key in ("pooled", "over_seeds")),
+            *(_points(one["run_minus_it"].get(key)) for key in ("pooled", "over_seeds")),
         ]
-        for arm, one in found.items()
+        for name, one in found.items()
     ]
-    title = f"success, and difference to the base in points, {options.episodes} fresh scenes per task and seed"
-    harness.print_table(
-        title, ["policy", *seeds, "minus base, these policies", "minus base, seeds as units", "run minus it"], rows
-    )
-    values = {"seeds": seeds, "episodes_per_task": options.episodes, "wall_s": time.monotonic() - began, "arms": found}
+    columns = ["minus base: these policies", "seeds as units", "run minus it: these policies", "seeds as units"]
+    harness.print_table("success, and differences in points, on fresh scenes", ["policy", *seeds, *columns], rows)
+    values = {"seeds": seeds, "scenes": len(base[0]), "wall_s": time.monotonic() - began, "arms": found}
     print(f"Numbers: {harness.write_result('paired', values, options)}")
 
 
