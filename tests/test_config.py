@@ -23,10 +23,10 @@ from sop.presets import (
     FROM_PEOPLE,
     PRESETS,
     algorithm_defaults,
-    alone_changes,
     config_from_dict,
     config_to_dict,
     make_config,
+    vetted_changes,
 )
 from sop.runs import check_names
 
@@ -118,7 +118,7 @@ def test_where_nobody_corrects_a_preset_has_vetted_changes_that_a_user_may_chang
     preset: str, algorithm: str
 ) -> None:
     asked = [f"algorithm={algorithm}", "operator.kind=none", "exploration.coherence=0.5"]
-    alone = alone_changes(make_config(preset, asked))
+    alone = vetted_changes(make_config(preset, asked))
     if algorithm in FROM_PEOPLE:
         assert alone == ()
         return
@@ -126,19 +126,32 @@ def test_where_nobody_corrects_a_preset_has_vetted_changes_that_a_user_may_chang
     check_names(config)
     assert (config.exploration.kind, config.exploration.coherence) == ("noise", 0.5)
     assert make_config(preset, [*alone, *asked, "exploration.kind=none"]).exploration.kind == "none"
-    assert alone_changes(make_config(preset, [f"algorithm={algorithm}"])) == (), "somebody corrects"
-    assert "exploration.kind=noise" not in alone_changes(config, ["exploration.kind=offset"])
-    assert not any(one.startswith("exploration.") for one in alone_changes(config, ["exploration={}"]))
+    assert "exploration.kind=noise" not in vetted_changes(config, ["exploration.kind=offset"])
+    assert not any(one.startswith("exploration.") for one in vetted_changes(config, ["exploration={}"]))
 
 
 def test_recap_alone_judges_by_outcomes_goes_faster_and_weighs_bad_steps_less() -> None:
     asked = ["algorithm=recap", "operator.kind=none"]
-    config = make_config("metaworld", [*alone_changes(make_config("metaworld", asked)), *asked])
+    config = make_config("metaworld", [*vetted_changes(make_config("metaworld", asked)), *asked])
     assert config.algorithm_settings["negative_weight"] == 0.2
     assert config.algorithm_settings["lookahead_s"] == 6
     assert config.algorithm_settings["handover_s"] == 0.0, "the preset's own"
     assert (config.exploration.tempo, config.exploration.tempo_mean) == (0.2, 0.15)
     assert (config.pretrain.steps, config.fleet.episodes, config.fleet.speed) == (2000, 600, 0)
+
+
+def test_where_people_correct_only_recap_explores_in_metaworld_unless_told_otherwise() -> None:
+    for preset in PRESETS:
+        for algorithm in ALGORITHM_NAMES:
+            found = vetted_changes(make_config(preset, [f"algorithm={algorithm}"]))
+            assert bool(found) == ((preset, algorithm) == ("metaworld", "recap")), (preset, algorithm)
+    corrected = make_config("metaworld", ["algorithm=recap"])
+    config = make_config("metaworld", [*vetted_changes(corrected), "algorithm=recap"])
+    assert config.exploration == ExplorationConfig(kind="noise", tempo=0.2, tempo_mean=0.15)
+    assert config.algorithm_settings == {"handover_s": 0.0, "negative_weight": 0.2}
+    assert (config.pretrain, config.fleet, config.sampler) == (corrected.pretrain, corrected.fleet, corrected.sampler)
+    asked = ["algorithm=recap", "exploration.kind=none", "exploration.tempo=0", "algorithm_settings={}"]
+    assert vetted_changes(corrected, asked) == ("exploration.tempo_mean=0.15",)
 
 
 def test_rollouts_explore_with_the_runs_exploration_at_full_strength_also_when_the_fleet_does_not() -> None:
@@ -193,7 +206,7 @@ def test_a_fleet_that_nobody_corrects_explores_unless_told_not_to(
 ) -> None:
     alone = ("--algorithm", algorithm, "--operators", "none")
     assert started(monkeypatch, *alone).exploration == ExplorationConfig(kind="noise")
-    assert f"Nobody corrects: {algorithm} learns from what the fleet tries" in capsys.readouterr().out
+    assert f"{algorithm} learns from what the fleet tries" in capsys.readouterr().out
     assert started(monkeypatch, *alone, "--set", "exploration.coherence=0.5").exploration.kind == "noise"
     capsys.readouterr()
     for refused in (("--exploration", "none"), ("--set", "exploration.kind=none")):

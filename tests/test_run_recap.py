@@ -245,7 +245,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 @pytest.mark.slow
 def test_recap_without_operators_runs_from_base_rollouts_to_the_report_and_resumes(alone: tuple[str, Path]) -> None:
     text, folder = alone
-    assert "Nobody corrects: recap learns from what the fleet tries" in text
+    assert "recap learns from what the fleet tries, so by default: exploration.kind=noise" in text
     check_result(folder)
     rollouts = headers(folder, "demonstrations/base-")
     assert sorted(rollout.task for rollout in rollouts) == ["touch-green"] * 6 + ["touch-red"] * 6

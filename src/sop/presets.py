@@ -58,6 +58,8 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProx
 )
 _BY_OUTCOME = ("algorithm_settings.lookahead_s=6", "algorithm_settings.online_positive=0.6")
 """No episode lasts longer than the look-ahead; the base policy succeeds in two of three."""
+_FASTER = ("exploration.tempo=0.2", "exploration.tempo_mean=0.15")
+"""The policies' displacements are often at their bounds, so that a tempo of mean 0 slows them down."""
 _ALONE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "metaworld": (
@@ -66,22 +68,25 @@ _ALONE: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "fleet.speed=0",
             "fleet.episodes=600",
             "fleet.time_factor=1.0",
-            "exploration.tempo=0.2",
-            "exploration.tempo_mean=0.15",
+            *_FASTER,
             "sampler.min_share=0.5",
             "sampler.max_share=0.8",
             "learner.cooldown_steps=500",
         )
     }
 )
-"""Vetted changes of a preset where nobody corrects: docs/recap-on-any-base.md ..."""
+"""Vetted changes of a preset where nobody corrects ..."""
 _ALONE_OF: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType(
     {
         ("metaworld", "recap"): (*_BY_OUTCOME, "algorithm_settings.negative_weight=0.2"),
         ("metaworld", "weighted_bc"): _BY_OUTCOME,
     }
 )
-"""... and of an algorithm in it."""
+"""... of an algorithm in it ..."""
+_CORRECTED_OF: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType(
+    {("metaworld", "recap"): ("exploration.kind=noise", *_FASTER, "algorithm_settings.negative_weight=0.2")}
+)
+"""... and where people correct."""
 
 
 def algorithm_defaults(preset: str, algorithm: str) -> dict[str, Any]:
@@ -148,18 +153,22 @@ def make_config(preset: str, changes: Iterable[str] = ()) -> RunConfig:
     return config_from_dict(values)
 
 
-def alone_changes(config: RunConfig, changes: Iterable[str] = ()) -> tuple[str, ...]:
-    """What `sop run` changes where nobody corrects and the algorithm learns from what the policy did: the fleet
-    explores, for without it learns from what it does anyway, and what else was found to matter. Nothing in other runs.
+def vetted_changes(config: RunConfig, changes: Iterable[str] = ()) -> tuple[str, ...]:
+    """What `sop run` changes of a preset, where the algorithm learns from what the policy did: the fleet explores
+    where nobody corrects, for without it learns from what it does anyway, and what else was found to matter
+    (docs/recap-on-any-base.md). Nothing in other runs.
 
     Args:
         config: the run as it would be without.
         changes: what somebody asked for himself, as for `make_config`: this is left to him.
     """
-    if config.operator.kind != "none" or config.algorithm not in FROM_OWN_ACTIONS:
+    of_algorithm = (config.preset, config.algorithm)
+    if config.algorithm not in FROM_OWN_ACTIONS:
         return ()
-    of_algorithm = _ALONE_OF.get((config.preset, config.algorithm), ())
-    found = ("exploration.kind=noise", *_ALONE.get(config.preset, ()), *of_algorithm)
+    if config.operator.kind == "none":
+        found = ("exploration.kind=noise", *_ALONE.get(config.preset, ()), *_ALONE_OF.get(of_algorithm, ()))
+    else:
+        found = _CORRECTED_OF.get(of_algorithm, ())
     asked = tuple(f"{change.partition('=')[0]}." for change in changes)
     return tuple(one for one in found if not f"{one.partition('=')[0]}.".startswith(asked))
 

@@ -38,7 +38,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--exploration",
         help="what the fleet tries by itself: none; noise, one of the policy's own ways for a whole episode; or "
         "offset, a random shift of whole chunks of actions "
-        f"(default: noise with --operators none and one of {', '.join(FROM_OWN_ACTIONS)}, else none)",
+        f"(default: noise with --operators none and one of {', '.join(FROM_OWN_ACTIONS)}, and in metaworld with recap; "
+        "else none)",
     )
     run.add_argument("--actors", type=int, help="robots in the fleet")
     run.add_argument("--episodes", type=int, help="episodes that the fleet collects")
@@ -53,7 +54,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(options: argparse.Namespace) -> int:
     from sop.cluster import on_cluster
     from sop.launcher import Launcher
-    from sop.presets import alone_changes, make_config
+    from sop.presets import make_config, vetted_changes
     from sop.processes import spawn_here, stop_on_signals
 
     shortcuts = {
@@ -69,10 +70,10 @@ def _run(options: argparse.Namespace) -> int:
     changes = [f"{name}={value}" for name, value in shortcuts.items() if value is not None]
     changes += options.set
     config = make_config(options.preset, changes)
-    alone = alone_changes(config, changes)
-    if alone and not options.resume:
-        config = make_config(options.preset, [*alone, *changes])
-        print(f"Nobody corrects: {config.algorithm} learns from what the fleet tries, so by default: {' '.join(alone)}")
+    vetted = vetted_changes(config, changes)
+    if vetted and not options.resume:
+        config = make_config(options.preset, [*vetted, *changes])
+        print(f"{config.algorithm} learns from what the fleet tries, so by default: {' '.join(vetted)}")
     stop = stop_on_signals()
     with ExitStack() as stack:
         identities = _take_identity(options)
