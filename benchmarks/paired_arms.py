@@ -141,7 +141,7 @@ def _setup(options: argparse.Namespace) -> Setup:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description="arms of an X-IND against their base, paired by scene")
-    parser.add_argument("folder", type=Path, help="of an experiment that has ended")
+    parser.add_argument("folder", type=Path, help="of an experiment that has ended; gets the result")
     parser.add_argument("--episodes", type=int, default=100, help="fresh scenes per task and seed (default 100)")
     parser.add_argument("--skip", type=int, default=0, help="scenes that earlier comparisons have used (default 0)")
     parser.add_argument("--arms", nargs="*", help="some of its arms (default: all)")
@@ -165,7 +165,11 @@ def main() -> None:
 
 
 def earlier(folders: list[Path]) -> Outcomes:
-    """Outcomes that earlier comparisons have left, of the policies that all of them have."""
+    """Outcomes that earlier comparisons have left, of the policies that all of them have.
+
+    Raises:
+        SystemExit: two of them are of one seed.
+    """
     found: list[Outcomes] = []
     for folder in folders:
         kept = json.loads((folder / "paired.json").read_text())
@@ -178,6 +182,9 @@ def earlier(folders: list[Path]) -> Outcomes:
                 for name, one in kept["arms"].items()
             }
         )
+    seeds = [seed for each in found for seed in each[BASE]]
+    if len(set(seeds)) < len(seeds):
+        raise SystemExit(f"--pool takes comparisons of different seeds, these are of {', '.join(seeds)}")
     shared = [name for name in found[0] if all(name in other for other in found)]
     return {name: {seed: one for each in found for seed, one in each[name].items()} for name in shared}
 

@@ -248,7 +248,7 @@ def _create_schema(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute("INSERT INTO bus VALUES (?)", (uuid.uuid4().hex[:12],))
                 connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         except BaseException:
-            if connection.in_transaction:  # a full disk has SQLite take everything back by itself
+            if connection.in_transaction:  # some errors have SQLite take everything back by itself
                 connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
