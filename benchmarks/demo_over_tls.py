@@ -35,9 +35,10 @@ from sop.testing.servers.s3 import S3Server
 
 REVOKE_AT = 1 / 3
 """Share of the fleet's episodes after which two robots are revoked and two join."""
-LEAVE_AT = 0.9
-"""Share after which the two that joined go home: what they recorded is indexed before the learner ends."""
-SETTINGS = {"debug": ("fleet.speed=0.5", "fleet.episodes=60")}
+LEAVE_AT = 0.75
+"""Share after which the two that joined go home: the rest is their time to send what they have before the run ends,
+which waits for its own robots only."""
+SETTINGS = {"debug": ("fleet.speed=0.5", "fleet.episodes=80")}
 """Preset -> what is changed so that a robot that joins has time to start."""
 PLENTY = 30.0
 """After so long a revocation that has not come into force has failed."""
@@ -80,7 +81,9 @@ def play(run: RunProcess, fleet: DemoFleet, stack: ExitStack, options: argparse.
     revocations.note_alive()
     say("the two that joined go home; waiting for the end of the run")
     for robot in joined:
-        robot.go_home()
+        robot.ask_to_go_home()
+    for robot in joined:
+        robot.wait_until_home()
     run.wait_for_end(options.patience_s, watch=revocations.look)
     return {
         "preset": options.preset,

@@ -240,8 +240,8 @@ class Joined:
         self._hours = 0.0
         self._moved: dict[str, int] = {}
 
-    def go_home(self) -> None:
-        """Have it finish and send what it has (blocking).
+    def ask_to_go_home(self) -> None:
+        """Have it finish and send what it has. Never blocks.
 
         Raises:
             RuntimeError: it had ended before.
@@ -249,6 +249,10 @@ class Joined:
         if self._process.poll() is not None:
             raise RuntimeError(f"{self.name} ended with code {self._process.returncode} by itself: see its log")
         self._hours = (time.monotonic() - self._began_s) / 3600
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait_until_home(self) -> None:
+        """Block until it has ended, killing it after a minute."""
         _end(self._process, 60.0)
         self._moved = {
             "store_up": self._store.sent_bytes,

@@ -86,7 +86,7 @@ def measure(size: Size, rounds: int | None = None) -> dict[str, Any]:
         run = prepare(folder / "run", robot, size.demonstrations_per_task)
         with ExitStack() as stack:
             children = Children(run.folder / "logs")
-            stack.callback(children.stop)
+            stack.callback(children.stop_all)
             laps = _rounds(stack, children, run, size, rounds or size.rounds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from sop.broadcast import fetch_policy, published_versions
 from sop.buffer import EpisodeIndex, IndexSegments, RowBlock
 from sop.core import layout
 from sop.core.errors import RunError
+from sop.core.events import ALL_LEARNED
 from sop.core.experience import Collection, Library, Source
 from sop.core.lineage import Lineage
 from sop.learner import Checkpoint, CheckpointStore, Learner, Optimization
@@ -283,6 +284,40 @@ def test_the_loop_publishes_on_its_beat_and_ends_when_all_is_learned(finished_ba
     assert newest is not None
     assert newest.learner_step == 6
     assert len(set(keys_of(newest))) == len(keys_of(newest)) == 12 + 6
+
+
+def test_a_learner_that_stays_takes_no_further_step_and_indexes_what_robots_send_on_their_way_home(
+    finished_base: Run,
+) -> None:
+    run = finished_base
+    last = max(run.store.keys("episodes/"))
+    late = run.store.get(last)
+    policy, algorithm = make_learner_policy(run)
+    config = replace(run.config.learner, cooldown_steps=3)
+    with learner_parts(run, policy, algorithm, config) as parts:
+        learner = Learner(parts, config, target_episodes=5, stays=True)
+        parts.books.index(parts.ingest.take([*run.store.keys("demonstrations/"), *run.store.keys("episodes/")][:-1]))
+        (run.folder / "store" / last).unlink()
+        said, stop = [], threading.Event()
+
+        def hear(state: str, learner_step: int, **_: object) -> None:
+            said.append((state, learner_step, parts.books.collected))
+            if state == ALL_LEARNED and (learner_step, parts.books.collected) == (3, 5):
+                run.store.put(last, late)
+                parts.ingest.reconcile()
+            elif state == ALL_LEARNED:
+                stop.set()
+
+        parts.books.report = hear
+        learner.run(stop)
+        assert [entry for entry in said if entry[0] != "training"] == [
+            (ALL_LEARNED, 3, 5),
+            (ALL_LEARNED, 3, 6),
+            ("done", 3, 6),
+        ]
+        newest = parts.checkpoints.newest()
+    assert newest is not None
+    assert last in keys_of(newest)
 
 
 def test_what_an_algorithm_has_learned_travels_with_the_checkpoint(finished_base: Run) -> None:

@@ -43,7 +43,7 @@ def test_a_killed_child_is_started_again_and_said_so(tmp_path: Path) -> None:
     assert children.pid("sleeper") != first
     assert notes == ["sleeper died (code -9) and was started again"]
     assert not children.finished("sleeper")
-    children.stop()
+    children.stop_all()
     assert children.finished("sleeper")
 
 
@@ -100,7 +100,7 @@ def test_a_robot_that_fails_at_its_start_again_and_again_is_left_alone_while_ano
     die(children, "robot-1", clock, 1)
     assert len(notes) == 8
     assert not children.finished("robot-0")
-    children.stop()
+    children.stop_all()
 
 
 def test_the_last_robot_that_fails_at_its_start_ends_the_run(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_last_robot_that_fails_at_its_start_ends_the_run(tmp_path: Path) -> 
     children._children["robot-0"].left_alone = True
     with pytest.raises(RunError, match=r"robot-1 ended with code 1(?s:.*)the store refuses us"):
         die(children, "robot-1", clock, 8)
-    children.stop()
+    children.stop_all()
 
 
 def test_a_child_that_dies_again_waits_for_its_turn(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_child_that_dies_again_waits_for_its_turn(tmp_path: Path) -> None:
     clock.now_s += 0.1
     children.watch()
     assert children.pid("learner") != dead
-    children.stop()
+    children.stop_all()
 
 
 @pytest.mark.parametrize(("says", "lives_s"), [("from sop.processes import say_at_work; say_at_work()", 20), ("", 601)])
@@ -146,7 +146,7 @@ def test_a_child_that_did_something_useful_is_started_again_at_once_however_ofte
         clock.now_s += lives_s
         children.watch()
     assert notes == ["robot-0 died (code 1) and was started again"] * 9
-    children.stop()
+    children.stop_all()
 
 
 def test_work_is_said_once_and_to_a_parent_alone(
@@ -175,7 +175,7 @@ def test_a_robot_that_is_refused_is_not_started_again(tmp_path: Path) -> None:
     children._children["robot-1"].left_alone = False
     with pytest.raises(RunError, match=r"robot-1 ended with code 3, for good(?s:.*)revoked"):
         children.watch()
-    children.stop()
+    children.stop_all()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,50 @@ def test_a_process_says_by_its_code_whether_starting_it_again_is_useless(
 
     monkeypatch.setattr("sop.runs.open_run", refuse)
     assert main(["learner", "somewhere"]) == code
+
+
+def test_only_who_is_named_is_stopped(tmp_path: Path) -> None:
+    children = Children(tmp_path)
+    for name in ("robot-0", "learner"):
+        run_code(children, name, "import time; time.sleep(60)")
+    children.stop()
+    children.stop(*[])
+    children.watch()
+    assert not children.finished("robot-0")
+    children.stop("robot-0")
+    assert children.finished("robot-0")
+    assert not children.finished("learner")
+    children.stop_all()
+    assert children.finished("learner")
+
+
+def test_a_child_that_fails_when_it_is_asked_to_finish_is_started_again_and_can_be_asked_again(tmp_path: Path) -> None:
+    notes: list[str] = []
+    children = Children(tmp_path, on_restart=notes.append)
+    ready, failed = tmp_path / "ready", tmp_path / "failed"
+    code = f"""if True:
+        import pathlib, signal, sys, time
+        def finish(*_):
+            if pathlib.Path({str(failed)!r}).exists():
+                sys.exit(0)
+            pathlib.Path({str(failed)!r}).touch()
+            sys.exit(1)
+        signal.signal(signal.SIGTERM, finish)
+        pathlib.Path({str(ready)!r}).touch()
+        time.sleep(60)
+    """
+    run_code(children, "learner", code, restart=True)
+    for _ in range(2):
+        wait_for(ready.exists, "the start")
+        ready.unlink()
+        process = children._children["learner"].process
+        children.ask_to_finish("learner")
+        process.wait(20)
+        children.watch()
+    assert notes == ["learner died (code 1) and was started again"]
+    assert children.finished("learner")
+    children.ask_to_finish("learner")
+    children.ask_to_finish("nobody")
 
 
 def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sop.chaos.history import check_history
 from sop.chaos.strikes import attack_new
 from sop.chaos.target import Target
 from sop.cli import main
+from sop.report.record import read_run
 from sop.runs import open_run
 from sop.transport import open_store
 
@@ -54,6 +55,8 @@ def test_the_debug_run_ends_with_a_report_and_every_number(tmp_path: Path) -> No
     newest = list(published_versions(open_store(str(folder / "store"))))[-1]
     assert finish(sop("inspect", str(folder))).count(f" {newest} ") >= 1
     assert check_history(open_run(str(folder))).words() == []
+    record = read_run(folder)
+    assert sorted(record.indexed or ()) == sorted(record.stored), "the learner ends last"
     again = finish(sop("run", "debug", "--runs", str(tmp_path), "--name", "whole"), code=2)
     assert "--resume goes on with it" in again
 

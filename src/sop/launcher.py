@@ -26,6 +26,7 @@ from sop.broadcast import published_versions
 from sop.core import layout
 from sop.core.errors import NotFound, RunError
 from sop.core.evaluation import EvaluationResult
+from sop.core.events import ALL_LEARNED
 from sop.core.experience import Collection
 from sop.evaluator import evaluate, make_request, newest_version
 from sop.live import Live
@@ -38,6 +39,8 @@ from sop.transport.identity import VARIABLE, load_identity
 
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
+LEARNER_END_S = 300.0
+"""A learner publishes and saves all its weights at its end; after so long it is killed."""
 ROUGH_PHASE_S = {
     "demonstrations": 20.0,
     "pretraining": 40.0,
@@ -96,7 +99,7 @@ class Launcher:
             metrics = stack.enter_context(closing(JsonlSink(run.folder / "metrics" / "fleet.jsonl")))
             self._monitor = Monitor(run.store, bus, run.manifest, metrics)
             self._live = stack.enter_context(Live())
-            stack.callback(self._children.stop)
+            stack.callback(self._children.stop_all)
             for phase, work in self._phases.items():
                 if not self._stop.is_set():
                     self._phase(phase, work)
@@ -216,14 +219,17 @@ class Launcher:
             raise errors[0]
 
     def _fleet(self) -> None:
-        """Actors, learner and evaluator until the learner has learned from all episodes."""
+        """Actors, learner and evaluator until the learner has learned from all episodes.
+
+        The learner ends last: robots that go home still send what they have, and it is to be in the index.
+        """
         run, fleet = self._run, self._run.config.fleet
         if self._learner_finished():
             return
         actors = [] if self._collection is Collection.NOTHING else [f"robot-{n}" for n in range(fleet.num_actors)]
         demonstrate = ["--demonstrate"] if self._collection is Collection.DEMONSTRATIONS else []
         self._monitor.begin_fleet()
-        self._start("learner", ["learner", run.place], restart=True)
+        self._start("learner", ["learner", run.place, "--stay"], restart=True)
         for name in actors:
             self._start(name, ["actor", *self._where, "--id", name, *demonstrate], restart=True, dispensable=True)
         if run.config.evaluation.progress_episodes_per_task:
@@ -238,16 +244,20 @@ class Launcher:
                 view.phase_progress = (min(collected, fleet.episodes), fleet.episodes)
             over = fleet.episodes is not None and collected >= fleet.episodes
             late = fleet.minutes is not None and time.monotonic() - began > 60 * fleet.minutes
-            if recording and (over or late):
+            learned = view.learner is not None and view.learner.state == ALL_LEARNED
+            if recording and (over or late or learned):
                 recording = False
                 self._children.stop(*actors)
-                if not over:
-                    self._children.stop("learner")
+            if learned:
+                view.learner = None  # should it fail at its end, the next one says it again
+                self._children.ask_to_finish("learner")
+            elif late and not over:
+                self._children.stop("learner", timeout_s=LEARNER_END_S)
             return not self._children.finished("learner")
 
         self._watch(look)
-        self._children.stop(*actors)
-        self._children.stop("learner", "evaluator")
+        self._children.stop(*actors, "evaluator")
+        self._children.stop("learner", timeout_s=LEARNER_END_S)
 
     def _place(self, job: Job) -> Process:
         """Start a job where it belongs."""

@@ -90,8 +90,11 @@ class Monitor:
         self._started_utc_ns = self._fleet_began_utc_ns = time.time_ns()
 
     def begin_fleet(self) -> None:
-        """The fleet starts now: how long older policies took to reach it is not freshness, they waited for it."""
+        """The fleet starts now. How long older policies took to reach it is not freshness, they waited for it; and what
+        an earlier learner said of itself (of a run that is resumed) is not true of the next one."""
         self._fleet_began_utc_ns = time.time_ns()
+        self.poll()
+        self.view.learner = None
 
     def poll(self) -> RunView:
         """Take what is new (does not wait) and return the view; a store or bus that is away is noted."""

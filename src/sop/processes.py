@@ -245,9 +245,14 @@ class Children:
         """Process id."""
         return self._children[name].process.pid
 
+    def ask_to_finish(self, name: str) -> None:
+        """Ask a process to finish, and go on watching it: should it fail at that, it is started again. Never blocks."""
+        if not self.finished(name) and self._children[name].process.poll() is None:
+            self._children[name].process.terminate()
+
     def stop(self, *names: str, timeout_s: float = 20.0) -> None:
-        """Ask the named processes (all when none is named) to finish, then make them; forget them. Idempotent."""
-        chosen = [self._children.pop(name) for name in names or tuple(self._children) if name in self._children]
+        """Ask the named processes to finish, then make them (blocking); forget them. Idempotent; no name, nobody."""
+        chosen = [self._children.pop(name) for name in names if name in self._children]
         for child in chosen:
             if child.process.poll() is None:
                 child.process.terminate()
@@ -259,6 +264,10 @@ class Children:
                 _log.warning("%s did not finish within %.0f s and is killed", child.name, timeout_s)
                 child.process.kill()
                 child.process.wait()
+
+    def stop_all(self) -> None:
+        """`stop` for every process."""
+        self.stop(*self._children)
 
     def log_tail(self, name: str, lines: int = 15) -> str:
         """Last lines of a process's log."""

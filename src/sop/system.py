@@ -127,8 +127,11 @@ def run_actor(run: Run, options: ActorOptions, stop: Event) -> None:
         actor.run(stop)
 
 
-def run_learner(run: Run, stop: Event) -> None:
+def run_learner(run: Run, stop: Event, *, stays: bool = False) -> None:
     """The learner's process: train until the run's episodes are learned from or `stop` is set (blocking).
+
+    With `stays` only `stop` ends it: when all is learned it says so and indexes what still comes, so that nothing is
+    left out of the index that robots send while they go home.
 
     Started by torchrun it is one of several, which learn together (see `sop.learner.ranks`) and end together.
 
@@ -142,17 +145,17 @@ def run_learner(run: Run, stop: Event) -> None:
         policy, algorithm = make_learner_policy(run)
         if isinstance(ranks, OneRank) or ranks.rank == 0:
             with learner_parts(run, policy, algorithm, config, ranks=ranks) as parts:
-                _lead(run, parts, stop)
+                _lead(run, parts, stop, stays)
         else:
             with follower_parts(run, policy, algorithm, config, ranks) as following:
                 follow(following, ranks, stop)
 
 
-def _lead(run: Run, parts: LearnerParts, stop: Event) -> None:
+def _lead(run: Run, parts: LearnerParts, stop: Event, stays: bool) -> None:
     """What the only rank does, or the first of several."""
     target = None if parts.algorithm.collection is Collection.NOTHING else run.config.fleet.episodes
     gate = _publish_gate(run, parts)
-    learner = Learner(replace(parts, gate=gate), run.config.learner, target_episodes=target)
+    learner = Learner(replace(parts, gate=gate), run.config.learner, target_episodes=target, stays=stays)
     checkpoint = parts.checkpoints.newest()
     if checkpoint is None:
         parts.books.index(_prepared(run, parts))

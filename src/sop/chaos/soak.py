@@ -136,7 +136,7 @@ def start_soak(
         say(f"{folder}: {plan.hours:g} robot hours, seed {plan.seed}")
         _run_fleet(soak, children, stop, say)
     finally:
-        children.stop()
+        children.stop_all()
     return soak
 
 

@@ -26,6 +26,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     learner = commands.add_parser("learner", help="the learner's process; resumes from the last checkpoint")
     learner.add_argument("run", help="folder of the run, or URL of its store")
     learner.add_argument("--bus", help="URL of the bus (default: beside the store)")
+    learner.add_argument(
+        "--stay", action="store_true", help="when all is learned, index what still comes until stopped"
+    )
     before = learner.add_mutually_exclusive_group()
     before.add_argument("--pretrain", action="store_true", help="make the base policy (version 0) and end")
     before.add_argument("--warmup", action="store_true", help="get the algorithm ready (version 1) and end")
@@ -90,7 +93,7 @@ def _learner(options: argparse.Namespace) -> int:
     elif options.warmup:
         system.run_warmup(run, stop)
     else:
-        system.run_learner(run, stop)
+        system.run_learner(run, stop, stays=options.stay)
     return 0
 
 

@@ -92,6 +92,10 @@ class ActorReported(Event, frozen=True, kw_only=True, tag=True):
     utc_ns: int
 
 
+ALL_LEARNED = "all learned: indexing what still comes"
+"""`LearnerReported.state` of a learner that has learned all there is to and stays until it is stopped."""
+
+
 class LearnerReported(Event, frozen=True, kw_only=True, tag=True):
     """Sign of life of the learner, once a second or so."""
 

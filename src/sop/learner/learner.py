@@ -9,7 +9,6 @@ every 25 steps: publish theta            beside the training
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,6 +20,7 @@ from sop.algorithms import Algorithm
 from sop.broadcast import PolicyFacts, Publisher
 from sop.buffer import AdaptiveSampler, BatchLoader, EpisodeIndex, Ingest, IngestedEpisode, Payloads
 from sop.config import LearnerConfig
+from sop.core.events import ALL_LEARNED
 from sop.core.experience import Collection, Library, Source, Windows
 from sop.core.policy import Weights
 from sop.learner.bookkeeping import Bookkeeping
@@ -76,12 +76,16 @@ class Learner:
         parts: what it runs on.
         config: numbers of the loop.
         target_episodes: episodes that the fleet collects in this run; None for no end.
+        stays: it does not end by itself: when all is learned it indexes what still comes, until it is stopped.
     """
 
-    def __init__(self, parts: LearnerParts, config: LearnerConfig, *, target_episodes: int | None) -> None:
+    def __init__(
+        self, parts: LearnerParts, config: LearnerConfig, *, target_episodes: int | None, stays: bool = False
+    ) -> None:
         self._p = parts
         self._config = config
         self._target = target_episodes
+        self._stays = stays
         self._collected_at: int | None = None
         self._last = StepResult(float("nan"), float("nan"), skipped=False)
         self.step = 0
@@ -99,19 +103,21 @@ class Learner:
             self._publish_now(weights)
         self._p.checkpoints.save(self.checkpoint())
         self._p.checkpoints.wait()
-        self.report("stopped" if stop.is_set() else "done", force=True)
+        self.report("done" if self._done() else "stopped", force=True)
 
     def publish(self) -> int:
         """Publish the weights as they are, whatever the gate would say; returns their version (blocking)."""
         return self._publish_now(self.weights())
 
     def train(self, stop: threading.Event) -> None:
-        """Algorithm 1. Blocks until all is learned or `stop` is set."""
+        """Algorithm 1. Blocks until all is learned (and beyond, when it stays) or `stop` is set."""
         parts, config = self._p, self._config
-        while not stop.is_set() and not self._done():
+        while not stop.is_set():
+            if (done := self._done()) and not self._stays:
+                return
             self._index(parts.ingest.drain())
-            if self._nothing_new():
-                self.report("waiting for episodes")
+            if done or self._nothing_new():
+                self.report(ALL_LEARNED if done else "waiting for episodes")
                 parts.lead.waiting()
                 with parts.books.time.pausing():
                     stop.wait(PAUSE_S)
@@ -314,20 +320,17 @@ class Learner:
     def _extra(self) -> dict[str, float]:
         """Metrics that the books do not know."""
         parts = self._p
+        missing = (len(numbers) for ranges in parts.ingest.missing().values() for numbers in ranges)
         return {
             "learner/publishes_skipped": float(parts.publisher.skipped),
             "learner/events_lost": float(parts.publisher.lost_events),
-            "learner/episodes_missing": float(_count(parts.ingest.missing())),
+            "learner/episodes_missing": float(sum(missing)),
             **parts.algorithm.metrics(),
         }
 
     def _names(self, windows: Windows) -> str:
         key, places = self._p.index.key, zip(windows.episode, windows.start, strict=True)
         return ", ".join(f"{key(int(row))}@{start}" for row, start in places)
-
-
-def _count(missing: Mapping[str, Iterable[range]]) -> int:
-    return sum(len(numbers) for ranges in missing.values() for numbers in ranges)
 
 
 def _arrays(checkpoint: Checkpoint, prefix: str) -> dict[str, npt.NDArray[Any]]:
