@@ -53,6 +53,9 @@ class FakeFleet:
             self.log.append(f"stop {name}")
             self._running.discard(name)
 
+    def stop_all(self) -> None:
+        self.stop(*sorted(self._running))
+
 
 @pytest.fixture
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
