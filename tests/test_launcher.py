@@ -6,13 +6,15 @@ from threading import Event
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from sop.core.events import ALL_LEARNED, TOPIC_LEARNER, LearnerReported, encode_event
+from sop.core.events import ALL_LEARNED, TOPIC_LEARNER, encode_event
 from sop.launcher import LEARNER_END_S, Launcher
 from sop.monitor import Monitor, RunView
 from sop.presets import make_config
 from sop.runs import create_run
 from sop.testing.memory import MemoryBus, MemoryStore
+from test_live_view import learner
 from test_monitor import Nowhere
 
 ROBOTS = ("robot-0", "robot-1")
@@ -65,22 +67,7 @@ class Fleet:
 
     def learner_says(self, state: str, episodes: int) -> None:
         """The learner reports."""
-        report = LearnerReported(
-            state=state,
-            learner_step=1,
-            steps_per_s=1.0,
-            busy=1.0,
-            version=1,
-            loss=0.0,
-            online_episodes=episodes,
-            offline_episodes=0,
-            quarantined=0,
-            online_share={},
-            episodes={"touch-red": episodes},
-            interventions={},
-            episode_to_sampleable_p50_s=0.0,
-            utc_ns=self._number,
-        )
+        report = replace(learner(), state=state, episodes={"touch-red": episodes})
         self._number += 1
         self.bus.publish(TOPIC_LEARNER, encode_event(report), event_id=str(self._number))
 

@@ -247,8 +247,9 @@ class Children:
 
     def ask_to_finish(self, name: str) -> None:
         """Ask a process to finish, and go on watching it: should it fail at that, it is started again. Never blocks."""
-        if not self.finished(name) and self._children[name].process.poll() is None:
-            self._children[name].process.terminate()
+        child = self._children.get(name)
+        if child is not None and child.process.poll() is None:
+            child.process.terminate()
 
     def stop(self, *names: str, timeout_s: float = 20.0) -> None:
         """Ask the named processes to finish, then make them (blocking); forget them. Idempotent; no name, nobody."""
